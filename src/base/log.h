@@ -40,8 +40,8 @@ void write(Level level, std::string_view target, std::string_view message, std::
 
 }  // namespace dyn::log
 
-#define DYN_LOG_AT(level, target, ...)                                                          \
-  do {                                                                                          \
+#define DYN_LOG_AT(level, target, ...)                                                                  \
+  do {                                                                                                  \
     if (::dyn::log::enabled(level, target)) ::dyn::log::write(level, target, fmt::format(__VA_ARGS__)); \
   } while (false)
 #define DYN_DEBUG(target, ...) DYN_LOG_AT(::dyn::log::Level::kDebug, target, __VA_ARGS__)

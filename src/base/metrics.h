@@ -1,9 +1,8 @@
 // Metric registry: counters, gauges and histograms in Prometheus' text format.
 //
 //   metrics::Registry registry({{"dynamo_namespace", "dynamo"}});
-//   auto& requests = registry.counter("dynamo_component_requests_total", "Total number of requests ...", {{"model", "m"}});
-//   requests.increment();
-//   std::string page = registry.exposition();
+//   auto& requests = registry.counter("dynamo_component_requests_total", "Total number of requests ...", {{"model",
+//   "m"}}); requests.increment(); std::string page = registry.exposition();
 //
 // Handles live as long as the registry; asking twice for the same name and labels gives the same handle. Thread rules:
 // everything is safe from any thread; updating a handle takes no lock.

@@ -45,14 +45,20 @@ struct Error {
   }
 };
 
-inline Error invalid_argument(std::string message) { return {Code::kInvalidArgument, std::move(message)}; }
-inline Error unsupported(std::string message) { return {Code::kUnsupported, std::move(message)}; }
-inline Error internal_error(std::string message) { return {Code::kInternal, std::move(message)}; }
+inline Error invalid_argument(std::string message) {
+  return {Code::kInvalidArgument, std::move(message)};
+}
+inline Error unsupported(std::string message) {
+  return {Code::kUnsupported, std::move(message)};
+}
+inline Error internal_error(std::string message) {
+  return {Code::kInternal, std::move(message)};
+}
 
 template <class T>
 class [[nodiscard]] Result {
  public:
-  Result(T value) : state_(std::in_place_index<0>, std::move(value)) {}  // NOLINT: implicit on purpose
+  Result(T value) : state_(std::in_place_index<0>, std::move(value)) {}      // NOLINT: implicit on purpose
   Result(Error error) : state_(std::in_place_index<1>, std::move(error)) {}  // NOLINT
 
   [[nodiscard]] bool ok() const { return state_.index() == 0; }
