@@ -27,6 +27,7 @@ namespace dyn::engine {
 
 using llm::FinishReason;
 using llm::TokenId;
+using llm::TopLogprob;
 
 // Chosen by the caller, unique among the requests that are alive. The engine treats it as opaque.
 using RequestId = uint64_t;
@@ -77,12 +78,6 @@ struct Request {
   std::optional<uint32_t> logprobs;             // alternatives to report for every token; 0: only the chosen one
   int32_t priority = 0;                         // higher first
   std::string cache_salt;                       // requests share KV blocks only with the same salt
-};
-
-struct TopLogprob {
-  TokenId id = 0;
-  float logprob = 0;
-  uint32_t rank = 1;  // 1: most likely
 };
 
 // What happened to one request in one step. Spans are valid during the call only.

@@ -1,7 +1,7 @@
 // The request that a frontend sends to `generate` (Dynamo's PreprocessedRequest): decoded, nothing interpreted yet.
 //
-// Every optional member keeps the difference between "not said" and "said": the worker's policy decides what is honoured,
-// what is refused by name. Unknown keys are ignored, null counts as absent, as Dynamo 0.8 ... 1.6 do
+// Every optional member keeps the difference between "not said" and "said": the worker's policy decides what is
+// honoured, what is refused by name. Unknown keys are ignored, null counts as absent, as Dynamo 0.8 ... 1.6 do
 // (lib/llm/src/protocols/common/preprocessor.rs). Plain values; no thread rules.
 #pragma once
 
@@ -13,16 +13,17 @@
 #include "base/bytes.h"
 #include "base/result.h"
 #include "llm/tokens.h"
+#include "wire/padding.h"
 
 namespace dyn::llm {
 
 struct StopConditions {
   std::optional<uint32_t> max_tokens;
   std::optional<uint32_t> min_tokens;
-  std::vector<std::string> stop;                 // strings: searched by the frontend in the text
-  std::vector<TokenId> stop_token_ids;           // 1.5+: given by the client
-  std::vector<TokenId> stop_token_ids_visible;   // 1.5+: end the answer, and are shown
-  std::vector<TokenId> stop_token_ids_hidden;    // end the answer, never shown (the frontend puts eos here)
+  std::vector<std::string> stop;                // strings: searched by the frontend in the text
+  std::vector<TokenId> stop_token_ids;          // 1.5+: given by the client
+  std::vector<TokenId> stop_token_ids_visible;  // 1.5+: end the answer, and are shown
+  std::vector<TokenId> stop_token_ids_hidden;   // end the answer, never shown (the frontend puts eos here)
   bool ignore_eos = false;
   std::optional<uint32_t> max_thinking_tokens;
 };
@@ -58,7 +59,7 @@ struct OutputOptions {
   std::optional<bool> skip_special_tokens;         // used by the frontend
   std::optional<bool> formatted_prompt;            // used by the frontend
   std::optional<bool> return_tokens_as_token_ids;  // used by the frontend
-  bool no_stop_trim = false;  // 1.6: do not stop on stop tokens, the frontend ends the request
+  bool no_stop_trim = false;                       // 1.6: do not stop on stop tokens, the frontend ends the request
 };
 
 struct Routing {
@@ -98,6 +99,8 @@ struct RequestLimits {
 };
 
 // Decodes a body. Wrong types, out-of-range numbers, NaN, truncated or trailing bytes are errors that name the member.
-Result<Request> decode_request(Bytes body, Codec codec, const RequestLimits& limits = {});
+// A caller whose body has wire::kReadPadding readable bytes behind it says so and saves a copy of a JSON body.
+Result<Request> decode_request(Bytes body, Codec codec, const RequestLimits& limits = {},
+                               wire::Padding padding = wire::Padding::kNone);
 
 }  // namespace dyn::llm

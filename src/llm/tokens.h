@@ -9,6 +9,13 @@ namespace dyn::llm {
 
 using TokenId = uint32_t;
 
+// One alternative for a token.
+struct TopLogprob {
+  TokenId id = 0;
+  float logprob = 0;
+  uint32_t rank = 1;  // 1: most likely
+};
+
 // Why a choice ended. The wire words are those that every frontend from 0.8 to 1.6 accepts.
 enum class FinishReason : uint8_t {
   kNone,           // not finished

@@ -7,6 +7,7 @@
 #include <map>
 #include <string>
 
+#include "base/buffer.h"
 #include "base/bytes.h"
 #include "base/result.h"
 
@@ -36,6 +37,12 @@ struct ControlMessage {
 
 inline constexpr size_t kMaxControlMessageBytes = 128 * 1024;
 
+// Errors: kInvalidArgument for anything an official worker would drop as well: malformed JSON, a missing id or subject,
+// a context other than the id. A transport other than "tcp_server" is no error; its `info` is left unread, so that the
+// caller can be told which transport is served here.
 Result<ControlMessage> decode_control_message(Bytes json);
+
+// The caller's side. An IPv6 host is written without brackets, as official callers do.
+void encode_control_message(Buffer& out, const ControlMessage& message);
 
 }  // namespace dyn::wire
