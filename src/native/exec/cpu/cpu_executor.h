@@ -1,0 +1,50 @@
+// The CPU executor: fp32 activations and fp32 KV cache over weights as stored. It runs on any x86-64 (AVX-512, AVX2 or
+// plain code, chosen at run time) and is the oracle of every other executor.
+//
+//   ExecutorLimits limits{.max_batch_size = 64, .max_num_tokens = 2048, .tokens_per_block = 32, .num_pages = 1000};
+//   auto executor = make_cpu_executor(config, std::move(weights), limits, {.threads = 0});
+//   executor->enqueue(plan);  executor->collect(result);
+//
+// Batch-invariant: what a sequence's logits are, bit for bit, does not depend on which other rows are in a step, on how
+// its prompt was cut into chunks, on which pages it has, nor on the number of threads; only on the instruction set.
+// Each output element is reduced in an order that depends on the model's sizes alone.
+//
+// KV page, F32, one contiguous piece of kv_bytes_per_page() bytes: for each layer, for each KV head the keys
+// transposed, [head_dim][tokens padded to 16], then for each KV head the values, [tokens][head_dim]. So both attention
+// products run with lanes over their output and need no horizontal sums.
+//
+// Ownership: the executor owns the weights and the KV pool. Thread rules: one thread (see executor.h); that thread also
+// computes, beside threads - 1 workers of a pool of the executor's own.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "base/result.h"
+#include "native/exec/executor.h"
+#include "native/model/model_config.h"
+#include "native/model/weights.h"
+
+namespace dyn::native {
+
+enum class CpuIsa : uint8_t { kBest, kScalar, kAvx2, kAvx512 };
+
+struct CpuOptions {
+  unsigned threads = 0;        // 0: usable_cpus()
+  CpuIsa isa = CpuIsa::kBest;  // others for tests and comparison; an error when this machine lacks it
+};
+
+Result<std::unique_ptr<Executor>> make_cpu_executor(ModelConfig config, Weights weights, const ExecutorLimits& limits,
+                                                    const CpuOptions& options = {});
+
+// Size of one page of the KV pool, all layers.
+uint64_t kv_bytes_per_page(const ModelConfig& config, uint32_t tokens_per_block);
+
+// Memory this process may still take: the least of MemAvailable and what its cgroup (v1 or v2, and its parents) leaves.
+uint64_t available_memory_bytes();
+
+// What a KV pool may take after weights are loaded: `free_fraction` of the available memory.
+uint64_t default_kv_bytes(double free_fraction = 0.5);
+
+}  // namespace dyn::native
