@@ -108,6 +108,8 @@ def run(options: argparse.Namespace) -> None:
 
 
 def interrupted(number: int, _frame: object) -> None:
+    for other in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(other, signal.SIG_IGN)  # a second Ctrl-C must not cut the orderly end short
     raise SystemExit(0 if number == signal.SIGINT else 128 + number)
 
 
