@@ -1,14 +1,16 @@
 // EventLoop: one thread that runs one Asio io_context, and LoopPool: several of them.
 //
 //   net::LoopPool loops(4, "net");
+//   loops.start();
 //   loops.at(0).post([] { ... });          // runs on the loop's thread
 //   auto mailbox = loops.at(0).add_waker([] { drain_ring(); });   // one eventfd write wakes it, however many entries
-//   mailbox.wake();
+//   mailbox->wake();
 //
-// A socket belongs to one loop for life; only its thread touches it. Ownership: the pool owns the threads; stop() joins.
-// Thread rules: post() and wake() from any thread; wake() takes no lock and is one write(2) at most.
+// A socket belongs to one loop for life; only its thread touches it. Ownership: the pool owns the threads; stop()
+// joins. Thread rules: post(), run_sync() and wake() from any thread; wake() takes no lock and is one write(2) at most.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -21,7 +23,8 @@ class io_context;
 
 namespace dyn::net {
 
-// Calls its function on the loop's thread after wake(); wakes between two calls are merged into one.
+// Calls its function on the loop's thread after wake(); wakes between two calls are merged into one. What was written
+// before wake() is visible to the call that follows it.
 class Waker {
  public:
   virtual ~Waker() = default;
@@ -40,7 +43,10 @@ class EventLoop {
   [[nodiscard]] boost::asio::io_context& context();
 
   void post(std::function<void()> work);
-  // The waker must not outlive the loop; `on_wake` is called on the loop's thread.
+  // Runs `work` on the loop's thread and waits for its end; at once and here when this is that thread, or when the loop
+  // does not run (nobody else can then touch what belongs to it). Not while another thread calls start() or stop().
+  void run_sync(const std::function<void()>& work);
+  // `on_wake` is called on the loop's thread and is kept as long as the loop; a wake after the loop's end does nothing.
   std::shared_ptr<Waker> add_waker(std::function<void()> on_wake);
 
   void start();
@@ -60,12 +66,12 @@ class LoopPool {
   void stop();
   [[nodiscard]] unsigned size() const { return static_cast<unsigned>(loops_.size()); }
   EventLoop& at(unsigned index) { return *loops_[index]; }
-  // Round robin.
+  // Round robin; from any thread.
   EventLoop& next();
 
  private:
   std::vector<std::unique_ptr<EventLoop>> loops_;
-  unsigned next_ = 0;
+  std::atomic<unsigned> next_ = 0;
 };
 
 }  // namespace dyn::net
