@@ -10,7 +10,9 @@
 
 add_library(dyn_flags INTERFACE)
 target_compile_options(dyn_flags INTERFACE
-  -Wall -Wextra -Wpedantic -Wshadow -Wnon-virtual-dtor -Wconversion -Wno-sign-conversion -fno-omit-frame-pointer)
+  -Wall -Wextra -Wpedantic -Wshadow -Wnon-virtual-dtor -Wconversion -Wno-sign-conversion
+  -Wno-missing-designated-field-initializers  # naming the members that differ from their defaults is the point
+  -fno-omit-frame-pointer)
 if(DYN_WERROR)
   target_compile_options(dyn_flags INTERFACE -Werror)
 endif()

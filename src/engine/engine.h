@@ -7,9 +7,9 @@
 //   engine->drain(deadline);   // no more submits; running requests may finish
 //   engine->stop();
 //
-// Ownership: the caller owns the engine and the observer; the observer must outlive stop(). Thread rules: submit(), abort(),
-// stats(), health() from any thread; start(), drain(), stop() from one control thread. The Observer is called on the
-// engine's own thread and must not block, throw or call stop().
+// Ownership: the caller owns the engine and the observer; the observer must outlive stop(). Thread rules: submit(),
+// abort(), stats(), health() from any thread; start(), drain(), stop() from one control thread. The Observer is called
+// on the engine's own thread and must not block, throw or call stop().
 #pragma once
 
 #include <chrono>
@@ -34,15 +34,15 @@ using RequestId = uint64_t;
 
 // What an engine can do; the worker refuses the rest by name before the engine sees it.
 struct Caps {
-  std::string name;              // "native", "mock"
-  uint32_t vocab_size = 0;       // token ids must be below
-  uint32_t kv_block_size = 0;    // tokens of a KV block, as the card and the KV router need it
+  std::string name;            // "native", "mock"
+  uint32_t vocab_size = 0;     // token ids must be below
+  uint32_t kv_block_size = 0;  // tokens of a KV block, as the card and the KV router need it
   uint64_t total_kv_blocks = 0;
-  uint32_t max_seq_len = 0;      // prompt + answer
-  uint32_t max_batch_size = 0;   // sequences of a step
-  uint32_t max_num_tokens = 0;   // tokens of a step
-  uint32_t max_logprobs = 0;     // alternatives a request may ask for
-  bool penalties = false;        // repetition, presence, frequency
+  uint32_t max_seq_len = 0;     // prompt + answer
+  uint32_t max_batch_size = 0;  // sequences of a step
+  uint32_t max_num_tokens = 0;  // tokens of a step
+  uint32_t max_logprobs = 0;    // alternatives a request may ask for
+  bool penalties = false;       // repetition, presence, frequency
   bool min_p = false;
   bool multiple_choices = false;  // n > 1
   bool prompt_logprobs = false;
@@ -71,8 +71,8 @@ struct Request {
   RequestId id = 0;
   std::vector<TokenId> token_ids;  // the prompt, at least one token
   SamplingParams sampling;
-  uint32_t max_tokens = 0;  // generated tokens; prompt + max_tokens never exceeds max_seq_len
-  uint32_t min_tokens = 0;  // no stop token is obeyed before
+  uint32_t max_tokens = 0;                      // generated tokens; prompt + max_tokens never exceeds max_seq_len
+  uint32_t min_tokens = 0;                      // no stop token is obeyed before
   std::vector<TokenId> stop_token_ids;          // end the answer and are left out of it
   std::vector<TokenId> visible_stop_token_ids;  // end the answer and are its last token
   std::optional<uint32_t> logprobs;             // alternatives to report for every token; 0: only the chosen one
@@ -83,16 +83,16 @@ struct Request {
 // What happened to one request in one step. Spans are valid during the call only.
 struct RequestOutput {
   RequestId id = 0;
-  std::span<const TokenId> tokens;          // new ones only
-  std::span<const float> logprobs;          // one a token, or empty
-  std::span<const TopLogprob> top;          // tokens.size() * top_width alternatives, token by token
-  uint32_t top_width = 0;                   // alternatives per token
+  std::span<const TokenId> tokens;  // new ones only
+  std::span<const float> logprobs;  // one a token, or empty
+  std::span<const TopLogprob> top;  // tokens.size() * top_width alternatives, token by token
+  uint32_t top_width = 0;           // alternatives per token
   FinishReason finish = FinishReason::kNone;
-  std::optional<TokenId> stop_token;        // the stop token that ended it, when one did
-  const Error* error = nullptr;             // set iff finish == kError
-  uint32_t prompt_tokens = 0;               // valid with finish
-  uint32_t completion_tokens = 0;           // valid with finish: all tokens handed out
-  uint32_t cached_tokens = 0;               // prompt tokens whose KV was reused
+  std::optional<TokenId> stop_token;  // the stop token that ended it, when one did
+  const Error* error = nullptr;       // set iff finish == kError
+  uint32_t prompt_tokens = 0;         // valid with finish
+  uint32_t completion_tokens = 0;     // valid with finish: all tokens handed out
+  uint32_t cached_tokens = 0;         // prompt tokens whose KV was reused
 };
 
 struct Stats {
@@ -141,8 +141,8 @@ class Engine {
   // Errors: kOverloaded (queue limit), kInvalidArgument (an impossible request), kUnavailable (draining), kEngineDead.
   virtual Result<void> submit(Request request) = 0;
 
-  // The request's KV blocks are free after the next step. No output of it is handed out after the step in which the abort
-  // is seen; no final output is promised. Unknown and finished ids are ignored.
+  // The request's KV blocks are free after the next step. No output of it is handed out after the step in which the
+  // abort is seen; no final output is promised. Unknown and finished ids are ignored.
   virtual void abort(RequestId id) noexcept = 0;
 
   [[nodiscard]] virtual Stats stats() const = 0;
