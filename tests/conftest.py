@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import pathlib
 
 import pytest
 
 import dynamo_lab as lab
+from dynamo_lab.settings import MODELS, VERSIONS
 from dynamo_lab.worker import Worker, worker_binary
-
-VERSIONS = (os.environ.get("DYN_FRONTEND_VERSIONS") or " ".join(lab.installed_versions())).split()
-MODELS = pathlib.Path(os.environ.get("DYN_MODELS_DIR")
-                      or os.path.expanduser("~/.cache/dynamo-trtllm/models"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

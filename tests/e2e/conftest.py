@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 import dynamo_lab as lab
-from conftest import VERSIONS
+from dynamo_lab.settings import VERSIONS
 from dynamo_lab.worker import Worker
 
 MOCK_MAX_SEQ_LEN = 512

@@ -7,8 +7,7 @@ import concurrent.futures
 import pytest
 
 import dynamo_lab as lab
-
-from conftest import VERSIONS
+from dynamo_lab.settings import VERSIONS
 
 PROMPT = "The capital of France is"
 
