@@ -74,7 +74,7 @@ def test_model_without_weights(refused, tiny_model):
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff" * 8, (1 << 40).to_bytes(8, "little") + b"{}",
-                                     (2).to_bytes(8, "little") + b"{}", (9).to_bytes(8, "little") + b'{"a": [[[']],
+                                     (2).to_bytes(8, "little") + b"{}", (9).to_bytes(8, "little") + b'{"a": [[['],
                          ids=["empty", "huge", "longer-than-file", "no-tensors", "bad-json"])
 def test_broken_safetensors(refused, tmp_path, tiny_model, content):
     model = write_model(tmp_path / "m", tiny_model)

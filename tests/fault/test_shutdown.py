@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import time
 
 import pytest
 
 import dynamo_lab as lab
+from dynamo_lab.peer import Peer, request_body, tokens_of
 from dynamo_lab.settings import VERSIONS
 
 GRACE = {"DYN_GRACEFUL_SHUTDOWN_GRACE_PERIOD_SECS": "2"}
@@ -43,9 +45,6 @@ def test_records_vanish_before_the_service(box, store, mock_worker):
 
 def test_requests_of_the_grace_period_are_served(box, store, mock_worker):
     """A frontend that has not seen the removal yet still sends requests."""
-    import asyncio
-    from dynamo_lab.peer import Peer, request_body, tokens_of
-
     worker = mock_worker(env=GRACE)
     transport = worker.transport
     worker.process.signal(signal.SIGTERM)
