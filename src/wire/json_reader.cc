@@ -16,6 +16,26 @@ constexpr size_t kMaxSpareBytes = 1024 * 1024;
 // simdjson counts sizes up to here and then stops.
 constexpr size_t kCountSaturated = 0xFFFFFF;
 
+Kind kind_of(const dom::element& element) {
+  switch (element.type()) {
+    case dom::element_type::ARRAY:
+      return Kind::kArray;
+    case dom::element_type::OBJECT:
+      return Kind::kObject;
+    case dom::element_type::INT64:
+    case dom::element_type::UINT64:
+    case dom::element_type::DOUBLE:
+      return Kind::kNumber;
+    case dom::element_type::STRING:
+      return Kind::kString;
+    case dom::element_type::BOOL:
+      return Kind::kBool;
+    case dom::element_type::NULL_VALUE:
+      return Kind::kNull;
+  }
+  return Kind::kNothing;
+}
+
 }  // namespace
 
 struct JsonReader::State {
@@ -84,23 +104,13 @@ Kind JsonReader::peek() {
     fail("no value left");
     return Kind::kNothing;
   }
-  switch (state_->value.type()) {
-    case dom::element_type::ARRAY:
-      return Kind::kArray;
-    case dom::element_type::OBJECT:
-      return Kind::kObject;
-    case dom::element_type::INT64:
-    case dom::element_type::UINT64:
-    case dom::element_type::DOUBLE:
-      return Kind::kNumber;
-    case dom::element_type::STRING:
-      return Kind::kString;
-    case dom::element_type::BOOL:
-      return Kind::kBool;
-    case dom::element_type::NULL_VALUE:
-      return Kind::kNull;
-  }
-  return Kind::kNothing;
+  return kind_of(state_->value);
+}
+
+Kind JsonReader::peek_first_element() {
+  if (peek() != Kind::kArray) return Kind::kNothing;
+  const dom::array array = state_->value.get_array().value_unsafe();
+  return array.begin() == array.end() ? Kind::kNothing : kind_of(*array.begin());
 }
 
 bool JsonReader::skip() {

@@ -25,6 +25,7 @@ class JsonReader final : public Reader {
   ~JsonReader() override;
 
   [[nodiscard]] Kind peek() override;
+  [[nodiscard]] Kind peek_first_element() override;
   bool skip() override;
 
  protected:

@@ -66,6 +66,12 @@ Kind MsgpackReader::peek() {
   return kind;
 }
 
+Kind MsgpackReader::peek_first_element() {
+  Head array;
+  if (peek() != Kind::kArray || !head(array) || array.count == 0) return Kind::kNothing;
+  return kind_of(byte(array.size));
+}
+
 // Reads the marker and the length behind it, and checks the length against what is left. Nothing is consumed.
 bool MsgpackReader::head(Head& out) {
   out.kind = peek();

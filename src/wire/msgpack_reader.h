@@ -18,6 +18,7 @@ class MsgpackReader final : public Reader {
   explicit MsgpackReader(Bytes in, unsigned max_depth = kMaxDepth) : Reader(max_depth), in_(in) {}
 
   [[nodiscard]] Kind peek() override;
+  [[nodiscard]] Kind peek_first_element() override;
   bool skip() override;
 
  protected:

@@ -70,6 +70,9 @@ class Reader {
   // Kind of the value that comes next.
   [[nodiscard]] virtual Kind peek() = 0;
 
+  // Kind of the first element of the array that comes next; kNothing, without an error, if it is empty or no array.
+  [[nodiscard]] virtual Kind peek_first_element() = 0;
+
   bool read(bool& out);
   bool read(uint16_t& out);
   bool read(uint32_t& out);
