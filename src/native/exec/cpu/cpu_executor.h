@@ -1,5 +1,5 @@
 // The CPU executor: fp32 activations and fp32 KV cache over weights as stored. It runs on any x86-64 (AVX-512, AVX2 or
-// plain code, chosen at run time) and is the oracle of every other executor.
+// portable code, chosen at run time) and is the oracle of every other executor.
 //
 //   ExecutorLimits limits{.max_batch_size = 64, .max_num_tokens = 2048, .tokens_per_block = 32, .num_pages = 1000};
 //   auto executor = make_cpu_executor(config, std::move(weights), limits, {.threads = 0});
@@ -22,13 +22,14 @@
 #include <string>
 
 #include "base/result.h"
+#include "native/exec/cpu/host_memory.h"
 #include "native/exec/executor.h"
 #include "native/model/model_config.h"
 #include "native/model/weights.h"
 
 namespace dyn::native {
 
-enum class CpuIsa : uint8_t { kBest, kScalar, kAvx2, kAvx512 };
+enum class CpuIsa : uint8_t { kBest, kPortable, kAvx2, kAvx512 };
 
 struct CpuOptions {
   unsigned threads = 0;        // 0: usable_cpus()
@@ -40,11 +41,5 @@ Result<std::unique_ptr<Executor>> make_cpu_executor(ModelConfig config, Weights 
 
 // Size of one page of the KV pool, all layers.
 uint64_t kv_bytes_per_page(const ModelConfig& config, uint32_t tokens_per_block);
-
-// Memory this process may still take: the least of MemAvailable and what its cgroup (v1 or v2, and its parents) leaves.
-uint64_t available_memory_bytes();
-
-// What a KV pool may take after weights are loaded: `free_fraction` of the available memory.
-uint64_t default_kv_bytes(double free_fraction = 0.5);
 
 }  // namespace dyn::native

@@ -1,0 +1,36 @@
+#include "native/exec/cpu/kernels.h"
+
+namespace dyn::native {
+
+extern const Kernels kKernelsPortable;
+extern const Kernels kKernelsAvx2;
+extern const Kernels kKernelsAvx512;
+
+namespace {
+
+bool has_avx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+}
+
+bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+
+}  // namespace
+
+const Kernels* kernels_for(CpuIsa isa) {
+  switch (isa) {
+    case CpuIsa::kBest:
+      return has_avx512() ? &kKernelsAvx512 : has_avx2() ? &kKernelsAvx2 : &kKernelsPortable;
+    case CpuIsa::kPortable:
+      return &kKernelsPortable;
+    case CpuIsa::kAvx2:
+      return has_avx2() ? &kKernelsAvx2 : nullptr;
+    case CpuIsa::kAvx512:
+      return has_avx512() ? &kKernelsAvx512 : nullptr;
+  }
+  return nullptr;
+}
+
+}  // namespace dyn::native

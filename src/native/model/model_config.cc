@@ -1,0 +1,337 @@
+#include "native/model/model_config.h"
+
+#include <fmt/format.h>
+#include <simdjson.h>
+#include <sys/stat.h>
+
+#include <array>
+#include <cmath>
+#include <stdexcept>
+#include <utility>
+
+#include "native/model/model_dir.h"
+
+namespace dyn::native {
+namespace {
+
+namespace dom = simdjson::dom;
+
+constexpr size_t kMaxConfigBytes = 16u << 20;
+constexpr size_t kMaxConfigDepth = 64;
+// No size in a configuration may exceed this: products of three of them fit 64 bits.
+constexpr uint64_t kMaxDimension = 1u << 21;
+constexpr uint64_t kMaxLayers = 4096;
+constexpr uint64_t kMaxPositions = 1u << 30;
+constexpr size_t kMaxEosTokens = 1024;
+
+// What an architecture fixes, or leaves to config.json with this default.
+struct Architecture {
+  std::string_view name;
+  bool qk_norm = false;
+  bool attention_bias_option = false;  // "attention_bias" switches the biases of q, k, v and o
+  bool qkv_bias = false;               // always, without one on o
+  bool mlp_bias_option = false;        // "mlp_bias" switches the biases of gate, up and down
+  uint32_t default_head_dim = 0;       // 0: hidden_size / num_attention_heads
+};
+
+constexpr std::array kArchitectures = {
+    Architecture{.name = "LlamaForCausalLM", .attention_bias_option = true, .mlp_bias_option = true},
+    Architecture{.name = "Qwen2ForCausalLM", .qkv_bias = true},
+    Architecture{.name = "Qwen3ForCausalLM", .qk_norm = true, .attention_bias_option = true, .default_head_dim = 128},
+};
+
+// Stays inside this file: parse_model_config() turns it into an Error.
+struct Refused : std::runtime_error {
+  Refused(Code code_, const std::string& message) : std::runtime_error(message), code(code_) {}
+  Code code;
+};
+
+[[noreturn]] void wrong(const std::string& message) {
+  throw Refused(Code::kInvalidArgument, message);
+}
+[[noreturn]] void not_supported(const std::string& message) {
+  throw Refused(Code::kUnsupported, message);
+}
+
+// Typed access to the members of an object. An absent member and null are the same.
+class Members {
+ public:
+  Members(dom::object object, std::string where) : object_(object), where_(std::move(where)) {}
+
+  [[nodiscard]] bool has(std::string_view key) const { return find(key).has_value(); }
+
+  [[nodiscard]] std::optional<dom::element> find(std::string_view key) const {
+    dom::element value;
+    if (object_.at_key(key).get(value) != simdjson::SUCCESS || value.is_null()) return std::nullopt;
+    return value;
+  }
+
+  [[nodiscard]] uint32_t size(std::string_view key, std::optional<uint64_t> fallback, uint64_t limit) const {
+    auto value = find(key);
+    if (!value) {
+      if (!fallback) wrong(fmt::format("{}: '{}' is missing", where_, key));
+      return static_cast<uint32_t>(*fallback);
+    }
+    uint64_t number = 0;
+    if (value->get(number) != simdjson::SUCCESS || number == 0 || number > limit) {
+      wrong(fmt::format("{}: '{}' must be a whole number from 1 to {}", where_, key, limit));
+    }
+    return static_cast<uint32_t>(number);
+  }
+
+  [[nodiscard]] float real(std::string_view key, std::optional<double> fallback) const {
+    auto value = find(key);
+    if (!value) {
+      if (!fallback) wrong(fmt::format("{}: '{}' is missing", where_, key));
+      return static_cast<float>(*fallback);
+    }
+    double number = 0;
+    if (value->get(number) != simdjson::SUCCESS || !(number > 0) || !std::isfinite(static_cast<float>(number))) {
+      wrong(fmt::format("{}: '{}' must be a number above 0", where_, key));
+    }
+    return static_cast<float>(number);
+  }
+
+  [[nodiscard]] bool flag(std::string_view key, bool fallback) const {
+    auto value = find(key);
+    if (!value) return fallback;
+    bool result = false;
+    if (value->get(result) != simdjson::SUCCESS) wrong(fmt::format("{}: '{}' must be true or false", where_, key));
+    return result;
+  }
+
+  [[nodiscard]] std::optional<std::string> text(std::string_view key) const {
+    auto value = find(key);
+    if (!value) return std::nullopt;
+    std::string_view result;
+    if (value->get(result) != simdjson::SUCCESS) wrong(fmt::format("{}: '{}' must be a string", where_, key));
+    return std::string(result);
+  }
+
+  [[nodiscard]] std::optional<Members> object(std::string_view key) const {
+    auto value = find(key);
+    if (!value) return std::nullopt;
+    dom::object result;
+    if (value->get(result) != simdjson::SUCCESS) wrong(fmt::format("{}: '{}' must be an object", where_, key));
+    return Members(result, fmt::format("{}: {}", where_, key));
+  }
+
+  [[nodiscard]] std::vector<dom::element> list(std::string_view key, size_t limit) const {
+    auto value = find(key);
+    dom::array items;
+    if (value->get(items) != simdjson::SUCCESS) wrong(fmt::format("{}: '{}' must be a list", where_, key));
+    if (items.size() > limit) wrong(fmt::format("{}: '{}' has more than {} items", where_, key, limit));
+    return {items.begin(), items.end()};
+  }
+
+  [[nodiscard]] const std::string& where() const { return where_; }
+
+ private:
+  dom::object object_;
+  std::string where_;
+};
+
+Members parse_object(dom::parser& parser, std::string_view text, const std::string& where) {
+  if (text.size() > kMaxConfigBytes) wrong(fmt::format("{}: larger than {} bytes", where, kMaxConfigBytes));
+  if (auto error = parser.allocate(text.size(), kMaxConfigDepth))
+    wrong(fmt::format("{}: {}", where, error_message(error)));
+  dom::element root;
+  if (auto error = parser.parse(text.data(), text.size()).get(root)) {
+    wrong(fmt::format("{}: not valid JSON: {}", where, error_message(error)));
+  }
+  dom::object object;
+  if (root.get(object) != simdjson::SUCCESS) wrong(fmt::format("{}: not a JSON object", where));
+  return {object, where};
+}
+
+llm::TokenId token_id(dom::element value, std::string_view key, uint32_t vocab_size) {
+  uint64_t id = 0;
+  if (value.get(id) != simdjson::SUCCESS || id >= vocab_size) {
+    wrong(fmt::format("'{}' must be a token id below vocab_size ({})", key, vocab_size));
+  }
+  return static_cast<llm::TokenId>(id);
+}
+
+std::vector<llm::TokenId> token_ids(const Members& members, std::string_view key, uint32_t vocab_size) {
+  auto value = members.find(key);
+  if (!value) return {};
+  if (!value->is_array()) return {token_id(*value, key, vocab_size)};
+  std::vector<llm::TokenId> ids;
+  for (dom::element item : members.list(key, kMaxEosTokens)) ids.push_back(token_id(item, key, vocab_size));
+  return ids;
+}
+
+const Architecture& architecture_of(const Members& config) {
+  if (!config.has("architectures")) wrong(fmt::format("{}: 'architectures' is missing", config.where()));
+  auto names = config.list("architectures", 16);
+  std::string_view name;
+  if (names.size() != 1 || names[0].get(name) != simdjson::SUCCESS) {
+    wrong(fmt::format("{}: 'architectures' must be a list of one name", config.where()));
+  }
+  for (const Architecture& known : kArchitectures) {
+    if (known.name == name) return known;
+  }
+  not_supported(fmt::format("architecture '{}' is not supported; supported: {}", name, supported_architectures()));
+}
+
+// "rope_scaling" (type or rope_type) beside "rope_theta", or since transformers 5 all of it in "rope_parameters".
+Rope parse_rope(const Members& config) {
+  Rope rope;
+  auto parameters = config.object("rope_parameters");
+  auto scaling = parameters ? parameters : config.object("rope_scaling");
+  const Members& theta_place = parameters && parameters->has("rope_theta") ? *parameters : config;
+  rope.theta = theta_place.real("rope_theta", 10'000.0);
+  for (const Members* place : {&config, scaling ? &*scaling : &config}) {
+    if (place->real("partial_rotary_factor", 1.0) != 1.0F) {
+      not_supported(fmt::format("{}: 'partial_rotary_factor' other than 1 is not supported", place->where()));
+    }
+  }
+  if (!scaling) return rope;
+
+  auto type = scaling->text("rope_type");
+  if (!type) type = scaling->text("type");
+  if (!type) {
+    if (parameters) not_supported(fmt::format("{}: one 'rope_type' for all layers is supported", scaling->where()));
+    wrong(fmt::format("{}: 'rope_type' is missing", scaling->where()));
+  }
+  if (*type == "default") return rope;
+  if (*type == "linear") {
+    rope.scaling = RopeScaling::kLinear;
+    rope.factor = scaling->real("factor", std::nullopt);
+    return rope;
+  }
+  if (*type == "llama3") {
+    rope.scaling = RopeScaling::kLlama3;
+    rope.factor = scaling->real("factor", std::nullopt);
+    rope.low_freq_factor = scaling->real("low_freq_factor", std::nullopt);
+    rope.high_freq_factor = scaling->real("high_freq_factor", std::nullopt);
+    rope.original_max_positions = scaling->size("original_max_position_embeddings", std::nullopt, kMaxPositions);
+    if (rope.high_freq_factor <= rope.low_freq_factor) {
+      wrong(fmt::format("{}: 'high_freq_factor' must be above 'low_freq_factor'", scaling->where()));
+    }
+    return rope;
+  }
+  not_supported(
+      fmt::format("{}: rope type '{}' is not supported; supported: default, linear, llama3", scaling->where(), *type));
+}
+
+void refuse_sliding_window(const Members& config, uint32_t max_positions) {
+  if (config.has("layer_types")) {
+    for (dom::element item : config.list("layer_types", kMaxLayers)) {
+      std::string_view type;
+      if (item.get(type) != simdjson::SUCCESS) wrong("'layer_types' must hold strings");
+      if (type != "full_attention") {
+        not_supported(fmt::format("layer type '{}' is not supported; supported: full_attention", type));
+      }
+    }
+  }
+  if (!config.flag("use_sliding_window", false)) return;
+  if (config.has("sliding_window") && config.size("sliding_window", std::nullopt, kMaxPositions) < max_positions) {
+    not_supported("sliding-window attention ('use_sliding_window') is not supported; supported: full attention");
+  }
+}
+
+ModelConfig parse(std::string_view config_json, std::string_view generation_config_json) {
+  dom::parser parser;
+  const Members config = parse_object(parser, config_json, "config.json");
+  const Architecture& architecture = architecture_of(config);
+  if (config.has("quantization_config")) {
+    not_supported("config.json: 'quantization_config': quantised weights are not supported; supported: BF16, F16, F32");
+  }
+
+  ModelConfig out;
+  out.architecture = architecture.name;
+  out.vocab_size = config.size("vocab_size", std::nullopt, kMaxDimension);
+  out.hidden_size = config.size("hidden_size", std::nullopt, kMaxDimension);
+  out.intermediate_size = config.size("intermediate_size", std::nullopt, kMaxDimension);
+  out.num_layers = config.size("num_hidden_layers", std::nullopt, kMaxLayers);
+  out.num_heads = config.size("num_attention_heads", std::nullopt, 4096);
+  out.num_kv_heads = config.size("num_key_value_heads", out.num_heads, 4096);
+  if (out.num_heads % out.num_kv_heads != 0) {
+    wrong(fmt::format("config.json: 'num_attention_heads' ({}) is not a multiple of 'num_key_value_heads' ({})",
+                      out.num_heads, out.num_kv_heads));
+  }
+  uint32_t default_head_dim = architecture.default_head_dim;
+  if (default_head_dim == 0) {
+    if (!config.has("head_dim") && out.hidden_size % out.num_heads != 0) {
+      wrong("config.json: 'head_dim' is missing and 'hidden_size' is not a multiple of 'num_attention_heads'");
+    }
+    default_head_dim = out.hidden_size / out.num_heads;
+  }
+  out.head_dim = config.size("head_dim", default_head_dim, 4096);
+  if (out.head_dim % 2 != 0) wrong("config.json: 'head_dim' must be even");
+  out.max_positions = config.size("max_position_embeddings", std::nullopt, kMaxPositions);
+  out.norm_eps = config.real("rms_norm_eps", 1e-6);
+
+  const std::string activation = config.text("hidden_act").value_or("silu");
+  if (activation != "silu") {
+    not_supported(fmt::format("config.json: activation '{}' is not supported; supported: silu", activation));
+  }
+  out.rope = parse_rope(config);
+  refuse_sliding_window(config, out.max_positions);
+
+  const bool attention_bias = config.flag("attention_bias", false);
+  const bool mlp_bias = config.flag("mlp_bias", false);
+  out.qk_norm = architecture.qk_norm;
+  out.qkv_bias = architecture.qkv_bias || (architecture.attention_bias_option && attention_bias);
+  out.o_bias = architecture.attention_bias_option && attention_bias;
+  out.mlp_bias = architecture.mlp_bias_option && mlp_bias;
+  out.tie_embeddings = config.flag("tie_word_embeddings", false);
+
+  out.eos_token_ids = token_ids(config, "eos_token_id", out.vocab_size);
+  if (auto bos = token_ids(config, "bos_token_id", out.vocab_size); !bos.empty()) out.bos_token_id = bos.front();
+  if (!generation_config_json.empty()) {
+    dom::parser generation_parser;
+    const Members generation = parse_object(generation_parser, generation_config_json, "generation_config.json");
+    if (auto eos = token_ids(generation, "eos_token_id", out.vocab_size); !eos.empty())
+      out.eos_token_ids = std::move(eos);
+    if (auto bos = token_ids(generation, "bos_token_id", out.vocab_size); !bos.empty()) out.bos_token_id = bos.front();
+  }
+  return out;
+}
+
+bool exists(const std::string& path) {
+  struct stat info{};
+  return ::stat(path.c_str(), &info) == 0;
+}
+
+}  // namespace
+
+std::string supported_architectures() {
+  std::string names;
+  for (const Architecture& known : kArchitectures) {
+    if (!names.empty()) names += ", ";
+    names += known.name;
+  }
+  return names;
+}
+
+Result<ModelConfig> parse_model_config(std::string_view config_json, std::string_view generation_config_json) {
+  try {
+    return parse(config_json, generation_config_json);
+  } catch (const Refused& refused) {
+    return Error{refused.code, refused.what()};
+  } catch (const std::exception& failure) {
+    return invalid_argument(fmt::format("config.json: {}", failure.what()));
+  }
+}
+
+Result<ModelConfig> load_model_config(const std::string& directory) {
+  if (exists(directory + "/hf_quant_config.json")) {
+    return unsupported(directory +
+                       ": hf_quant_config.json: quantised weights are not supported; supported: BF16, F16, F32");
+  }
+  auto config = read_model_file(directory + "/config.json", kMaxConfigBytes);
+  if (!config) return config.error();
+  std::string generation;
+  if (const std::string path = directory + "/generation_config.json"; exists(path)) {
+    auto text = read_model_file(path, kMaxConfigBytes);
+    if (!text) return text.error();
+    generation = std::move(*text);
+  }
+  auto parsed = parse_model_config(*config, generation);
+  if (!parsed) return parsed.error().with_context(directory);
+  return parsed;
+}
+
+}  // namespace dyn::native
