@@ -20,6 +20,7 @@
 #include <string>
 
 #include "base/bytes.h"
+#include "base/metrics.h"
 #include "base/result.h"
 #include "runtime/request_plane/response_stream.h"
 #include "wire/control_message.h"
@@ -30,12 +31,14 @@ struct EndpointId {
   std::string ns;         // "dynamo"
   std::string component;  // "backend"
   std::string name;       // "generate"
+
+  bool operator==(const EndpointId&) const = default;
 };
 
 struct IncomingRequest {
-  wire::ControlMessage control;               // id, payload codec, where to call back
-  std::map<std::string, std::string> headers; // of the frame: traceparent, request-id, ...
-  Bytes payload;                              // the body; valid during the handler call, kReadPadding more bytes readable
+  wire::ControlMessage control;                // id, payload codec, where to call back
+  std::map<std::string, std::string> headers;  // of the frame: traceparent, request-id, ...
+  Bytes payload;  // the body; valid during the handler call, kReadPadding more bytes readable
   std::chrono::steady_clock::time_point received;
 };
 
@@ -51,7 +54,9 @@ class RequestPlane {
  public:
   virtual ~RequestPlane() = default;
   virtual Result<void> start() = 0;
-  virtual Result<Transport> add_endpoint(const EndpointId& id, uint64_t instance_id, RequestHandler handler) = 0;
+  // `labels` are added to the endpoint's metrics, e.g. {"model", ...}.
+  virtual Result<Transport> add_endpoint(const EndpointId& id, uint64_t instance_id, RequestHandler handler,
+                                         const metrics::Labels& labels = {}) = 0;
   virtual void remove_endpoint(const EndpointId& id) = 0;
   // True when no stream is left.
   virtual bool drain(std::chrono::milliseconds deadline) = 0;

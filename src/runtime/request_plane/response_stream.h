@@ -9,8 +9,10 @@
 //   stream->finish();                           // complete-final, sentinel, close after the caller's FIN
 //
 // Writes never block: what the socket does not take is kept in the stream's buffer, up to `max_buffered_bytes`. Beyond
-// it the stream reports kTooSlow; its owner ends it. Items may be written before the connection stands.
-// Ownership: shared by its handler and the plane. Thread rules: confined to its net loop (`loop()`).
+// it the stream reports kTooSlow once; its owner ends it, with an error item if it likes (there is room for its last
+// words; who goes on writing is cut off). Items may be written before the connection stands.
+// Ownership: shared by its handler and the plane. The last copy of the handler's pointer to go before the stream has an
+// end abandons it. Thread rules: confined to its net loop (`loop()`); the pointer may be dropped on any thread.
 #pragma once
 
 #include <cstddef>
@@ -39,7 +41,8 @@ std::string_view to_string(CancelKind kind);
 
 class ResponseStream {
  public:
-  // Called on the stream's loop, at most once each way; never from inside a call into the stream.
+  // Called on the stream's loop, at most once for each kind; never from inside a call into the stream, and no more once
+  // the owner has ended it (finish, refuse, abandon).
   class Observer {
    public:
     virtual ~Observer() = default;
@@ -55,8 +58,8 @@ class ResponseStream {
 
   // Sends the prologue {"error":null}: the request is accepted. Implied by the first begin_item().
   virtual void accept() = 0;
-  // Sends the prologue {"error":text} and ends the stream. Only for trouble of this worker, which newer callers answer by
-  // trying another one; what is wrong with the request itself is an error item.
+  // Sends the prologue {"error":text} and ends the stream. Only for trouble of this worker, which newer callers answer
+  // by trying another one; what is wrong with the request itself is an error item.
   virtual void refuse(std::string_view text) = 0;
 
   // Appends one item frame. Between the two calls the buffer belongs to the caller, who appends the item's bytes.
@@ -70,6 +73,7 @@ class ResponseStream {
   // Closes without the final frame, after what is buffered: the caller takes the worker for dead and migrates.
   virtual void abandon() = 0;
 
+  // Nothing that is written reaches the caller any more (after kKill and kGone; not after kStop and kTooSlow).
   [[nodiscard]] virtual bool cancelled() const = 0;
   [[nodiscard]] virtual size_t buffered_bytes() const = 0;
 };
