@@ -16,10 +16,10 @@
 namespace dyn::native {
 
 struct ExecutorLimits {
-  uint32_t max_batch_size = 0;   // rows of a plan; also the number of slots
-  uint32_t max_num_tokens = 0;   // tokens of a plan
-  uint32_t tokens_per_block = 0; // tokens of a KV page
-  uint32_t num_pages = 0;        // of the KV pool
+  uint32_t max_batch_size = 0;    // rows of a plan; also the number of slots
+  uint32_t max_num_tokens = 0;    // tokens of a plan
+  uint32_t tokens_per_block = 0;  // tokens of a KV page
+  uint32_t num_pages = 0;         // of the KV pool
 };
 
 class Executor {

@@ -1,8 +1,8 @@
 // StepPlan: one forward pass over a ragged batch. Nothing below it knows about requests.
 //
-// Rows are sequences; row r owns the tokens [row_offsets[r], row_offsets[r+1]) of the flat arrays: one token for a decode
-// row, a chunk of the prompt for a prefill row. Everything is host memory owned by the caller and unchanged until the
-// step is collected. Shapes are given in brackets: T tokens, R rows, S sampling rows.
+// Rows are sequences; row r owns the tokens [row_offsets[r], row_offsets[r+1]) of the flat arrays: one token for a
+// decode row, a chunk of the prompt for a prefill row. Everything is host memory owned by the caller and unchanged
+// until the step is collected. Shapes are given in brackets: T tokens, R rows, S sampling rows.
 #pragma once
 
 #include <cstdint>
@@ -16,8 +16,8 @@ namespace dyn::native {
 using llm::TokenId;
 
 using PageId = int32_t;
-// A sequence's place in the executor for as long as it is scheduled: per-slot sampling state (token counts, seeds) lives
-// in the executor, so that on a GPU sampling needs no host data of the step before.
+// A sequence's place in the executor for as long as it is scheduled: per-slot sampling state (token counts, seeds)
+// lives in the executor, so that on a GPU sampling needs no host data of the step before.
 using SlotId = uint32_t;
 
 // In `tokens`: the token comes from the sampling result of the step before, sampling row `from_sample[t]`.
@@ -32,10 +32,10 @@ struct SlotStart {
 };
 
 struct SampleRow {
-  uint32_t row = 0;            // row whose last token's logits are sampled
+  uint32_t row = 0;  // row whose last token's logits are sampled
   SlotId slot = 0;
-  uint64_t position = 0;       // index of the generated token in its answer: the random counter together with the seed
-  int32_t logprobs = -1;       // -1: none wanted; 0: of the chosen token; k: also the k best
+  uint64_t position = 0;  // index of the generated token in its answer: the random counter together with the seed
+  int32_t logprobs = -1;  // -1: none wanted; 0: of the chosen token; k: also the k best
   bool mask_stop_tokens = false;  // min_tokens not reached: `stop_tokens` must not be chosen
   std::span<const TokenId> stop_tokens;
 };
@@ -49,7 +49,7 @@ struct StepPlan {
   std::vector<PageId> pages;           // block tables, concatenated
   std::vector<uint32_t> page_offsets;  // [R + 1] into pages; row r has ceil(context_lens[r] / tokens_per_block) pages
   std::vector<SlotStart> slot_starts;
-  std::vector<SampleRow> samples;      // [S], ascending rows
+  std::vector<SampleRow> samples;  // [S], ascending rows
 
   [[nodiscard]] size_t num_tokens() const { return tokens.size(); }
   [[nodiscard]] size_t num_rows() const { return row_offsets.empty() ? 0 : row_offsets.size() - 1; }
@@ -58,11 +58,11 @@ struct StepPlan {
 
 // What the sampler chose, one entry a sampling row of the plan.
 struct StepResult {
-  std::vector<TokenId> tokens;                 // [S]
-  std::vector<float> logprobs;                 // [S]; meaningful where logprobs >= 0 was asked
-  std::vector<engine::TopLogprob> top;         // concatenated; top_offsets says whose
-  std::vector<uint32_t> top_offsets;           // [S + 1]
-  std::vector<uint8_t> not_finite;             // [S] the logits held NaN or only -inf: the row is in error
+  std::vector<TokenId> tokens;          // [S]
+  std::vector<float> logprobs;          // [S]; meaningful where logprobs >= 0 was asked
+  std::vector<engine::TopLogprob> top;  // concatenated; top_offsets says whose
+  std::vector<uint32_t> top_offsets;    // [S + 1]
+  std::vector<uint8_t> not_finite;      // [S] the logits held NaN or only -inf: the row is in error
 };
 
 }  // namespace dyn::native

@@ -4,7 +4,8 @@
 //   SamplerSlot slot;
 //   slot.start(params, prompt, generated, vocab_size);
 //   Sampler sampler(vocab_size);                       // scratch memory of one thread
-//   Sample s = sampler.sample(logits, slot, row, &top);
+//   std::vector<engine::TopLogprob> top(5);
+//   Sample s = sampler.sample(logits, slot, row, top);
 //   slot.add(s.token);
 //
 // Order of operations: repetition penalty (prompt and answer), frequency and presence penalty (answer only), stop
@@ -61,20 +62,22 @@ class Sampler {
  public:
   explicit Sampler(uint32_t vocab_size);
 
-  // `logits` has vocab_size elements and is not changed. With row.logprobs > 0 exactly that many alternatives (at most
-  // vocab_size) are appended to `top`, best first, ranks 1, 2, ...
+  // `logits` has vocab_size elements and is not changed. `top` (at most vocab_size) is filled with the best
+  // alternatives, ranks 1, 2, ...; `row.logprobs` only says whether the chosen token's is wanted.
   Sample sample(std::span<const float> logits, const SamplerSlot& slot, const SampleRow& row,
-                std::vector<engine::TopLogprob>* top);
+                std::span<engine::TopLogprob> top);
 
  private:
   struct Candidate {
-    float value;  // logit, later unnormalised probability
+    float value;  // score, later probability relative to the best one
     TokenId id;
   };
 
   void penalise(const SamplerSlot& slot);
-  TokenId draw(const engine::SamplingParams& params, double u);
-  void select_best(std::span<const float> values, size_t count);
+  TokenId draw(const engine::SamplingParams& params, float best, double u);
+  void gather(std::span<const float> values);
+  void sort_best(size_t count);
+  size_t nucleus(float top_p, size_t count);
 
   std::vector<float> scores_;          // [vocab] logits after penalties and masks
   std::vector<Candidate> candidates_;  // [vocab]

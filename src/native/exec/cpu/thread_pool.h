@@ -20,7 +20,6 @@ namespace dyn::native {
 
 class ThreadPool {
  public:
-  static constexpr uint32_t kMaxItems = (1u << 20) - 1;
   static constexpr std::chrono::microseconds kSpin{50};
 
   explicit ThreadPool(unsigned threads);  // caller included, at least 1
@@ -30,21 +29,24 @@ class ThreadPool {
 
   [[nodiscard]] unsigned size() const { return static_cast<unsigned>(workers_.size()) + 1; }
 
-  // Calls item(index, worker) for every index below `count` (at most kMaxItems), in any order, worker below size().
+  // Calls item(index, worker) for every index below `count`, in any order, worker below size().
   template <class Item>
   void run(uint32_t count, const Item& item) {
     if (count == 1 || workers_.empty()) {
       for (uint32_t i = 0; i < count; ++i) item(i, 0);
       return;
     }
-    if (count != 0) {
-      run_job([](const void* context, uint32_t index,
-                 unsigned worker) { (*static_cast<const Item*>(context))(index, worker); },
-              &item, count);
+    for (uint32_t base = 0; base < count; base += kMaxItems) {
+      auto shifted = [&](uint32_t index, unsigned worker) { item(base + index, worker); };
+      using Shifted = decltype(shifted);
+      run_job(
+          [](const void* job, uint32_t index, unsigned worker) { (*static_cast<const Shifted*>(job))(index, worker); },
+          &shifted, count - base < kMaxItems ? count - base : kMaxItems);
     }
   }
 
  private:
+  static constexpr uint32_t kMaxItems = (1u << 20) - 1;  // of one job
   using Function = void (*)(const void* context, uint32_t index, unsigned worker);
 
   void run_job(Function function, const void* context, uint32_t count);

@@ -1,0 +1,397 @@
+#include "native/exec/cpu/cpu_executor.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <utility>
+#include <vector>
+
+#include "base/threads.h"
+#include "native/exec/cpu/attention.h"
+#include "native/exec/cpu/kernels.h"
+#include "native/exec/cpu/thread_pool.h"
+#include "native/exec/plan_check.h"
+#include "native/exec/rope.h"
+#include "native/sample/sampler.h"
+
+namespace dyn::native {
+namespace {
+
+constexpr uint32_t kMaxTokensPerStep = 1u << 20;
+constexpr uint32_t kMaxBatchSize = 1u << 16;
+constexpr uint32_t kMaxTokensPerBlock = 1024;
+constexpr unsigned kMaxThreads = 1024;
+constexpr uint32_t kTokensPerItem = 8;    // of elementwise work
+constexpr uint32_t kSlicesPerThread = 4;  // of a matrix product: enough to balance threads, few enough to cost nothing
+
+// Activations of a step, cut from one arena. T = max_num_tokens, B = max_batch_size.
+struct Activations {
+  Activations(const ModelConfig& config, const ExecutorLimits& limits) : config_(config), limits_(limits) {}
+
+  Result<void> allocate() {
+    const uint64_t tokens = limits_.max_num_tokens;
+    const uint64_t batch = limits_.max_batch_size;
+    const std::pair<float**, uint64_t> buffers[] = {
+        {&x, tokens * config_.hidden_size},
+        {&normed, tokens * config_.hidden_size},
+        {&qkv, tokens * config_.qkv_size()},
+        {&attention, tokens * config_.q_size()},
+        {&gate_up, tokens * 2 * config_.intermediate_size},
+        {&cos, tokens * config_.head_dim / 2},
+        {&sin, tokens * config_.head_dim / 2},
+        {&last, batch * config_.hidden_size},
+        {&logits, batch * config_.vocab_size},
+    };
+    auto padded = [](uint64_t floats) { return (floats + kVectorAlign - 1) / kVectorAlign * kVectorAlign; };
+    uint64_t total = 0;
+    for (const auto& [buffer, floats] : buffers) total += padded(floats);
+    auto arena = HostArena::allocate(total * sizeof(float));
+    if (!arena) return arena.error().with_context("activations");
+    memory = std::move(*arena);
+    auto* at = reinterpret_cast<float*>(memory.data());
+    for (const auto& [buffer, floats] : buffers) {
+      *buffer = at;
+      at += padded(floats);
+    }
+    return {};
+  }
+
+  float* x = nullptr;          // [T][hidden] residual stream
+  float* normed = nullptr;     // [T][hidden]
+  float* qkv = nullptr;        // [T][qkv]
+  float* attention = nullptr;  // [T][q]
+  float* gate_up = nullptr;    // [T][2 intermediate]; the activation goes into its first half
+  float* cos = nullptr;        // [T][head_dim / 2]
+  float* sin = nullptr;
+  float* last = nullptr;    // [B][hidden] normed residual of sampled rows
+  float* logits = nullptr;  // [B][vocab]
+  HostArena memory;
+
+ private:
+  const ModelConfig& config_;
+  const ExecutorLimits& limits_;
+};
+
+class CpuExecutor final : public Executor {
+ public:
+  CpuExecutor(ModelConfig config, Weights weights, const ExecutorLimits& limits, const Kernels& kernels,
+              unsigned threads)
+      : config_(std::move(config)),
+        weights_(std::move(weights)),
+        limits_(limits),
+        kernels_(kernels),
+        pool_(threads),
+        layout_(config_, limits.tokens_per_block),
+        attention_(config_, layout_, kernels, pool_),
+        frequencies_(rotary_frequencies(config_)),
+        buffers_(config_, limits_),
+        slots_(limits.max_batch_size) {
+    for (unsigned i = 0; i < pool_.size(); ++i) samplers_.emplace_back(config_.vocab_size);
+  }
+
+  Result<void> allocate() {
+    if (auto done = buffers_.allocate(); !done) return done;
+    auto kv = HostArena::allocate(uint64_t{limits_.num_pages} * layout_.page * sizeof(float));
+    if (!kv) return kv.error().with_context("KV pool");
+    kv_memory_ = std::move(*kv);
+    kv_ = reinterpret_cast<float*>(kv_memory_.data());
+    return {};
+  }
+
+  [[nodiscard]] const ExecutorLimits& limits() const override { return limits_; }
+  // The calling thread computes, so there is nothing to overlap with.
+  [[nodiscard]] uint32_t pipeline_depth() const override { return 1; }
+
+  Result<void> enqueue(const StepPlan& plan) override {
+    if (pending_) return internal_error("the step before is not collected");
+    if (auto checked = check_plan(plan, limits_, config_.vocab_size, last_tokens_.size()); !checked) return checked;
+    for (const SlotStart& start : plan.slot_starts) {
+      slots_[start.slot].start(start.sampling, start.prompt, start.generated, config_.vocab_size);
+    }
+    forward(plan);
+    sample(plan);
+    pending_ = true;
+    return {};
+  }
+
+  Result<void> collect(StepResult& result) override {
+    if (!pending_) return internal_error("no step was enqueued");
+    pending_ = false;
+    std::swap(result, result_);
+    last_tokens_ = result.tokens;
+    return {};
+  }
+
+  [[nodiscard]] uint64_t active_bytes(const StepPlan& plan) const override {
+    uint64_t bytes = plan.num_tokens() * weights_.embedding.row_bytes();
+    for (const LayerWeights& layer : weights_.layers) {
+      bytes += layer.qkv.bytes() + layer.o.bytes() + layer.gate_up.bytes() + layer.down.bytes();
+    }
+    if (!plan.samples.empty()) bytes += weights_.lm_head.bytes();
+    uint64_t kv_tokens = plan.num_tokens();                                                 // written
+    for (int32_t context : plan.context_lens) kv_tokens += static_cast<uint64_t>(context);  // read
+    return bytes + kv_tokens * config_.num_layers * 2 * config_.kv_size() * sizeof(float);
+  }
+
+ private:
+  // item(first, last) over runs of tokens.
+  template <class Item>
+  void for_tokens(uint32_t tokens, const Item& item) {
+    pool_.run((tokens + kTokensPerItem - 1) / kTokensPerItem,
+              [&](uint32_t i, unsigned) { item(i * kTokensPerItem, std::min(tokens, (i + 1) * kTokensPerItem)); });
+  }
+
+  void multiply(const GemmArgs& args) {
+    const uint32_t rows = args.weights->rows;
+    const uint32_t slices = pool_.size() == 1 ? 1 : pool_.size() * kSlicesPerThread;
+    const uint32_t per_slice =
+        (rows + slices * kernels_.row_tile - 1) / (slices * kernels_.row_tile) * kernels_.row_tile;
+    pool_.run((rows + per_slice - 1) / per_slice,
+              [&](uint32_t i, unsigned) { kernels_.gemm(args, i * per_slice, std::min(rows, (i + 1) * per_slice)); });
+  }
+
+  void norm(const float* x, Vector weight, uint32_t tokens, float* y) {
+    for_tokens(tokens, [&](uint32_t first, uint32_t last) {
+      for (size_t t = first; t < last; ++t) {
+        kernels_.rms_norm(x + t * config_.hidden_size, weight, config_.norm_eps, config_.hidden_size,
+                          y + t * config_.hidden_size);
+      }
+    });
+  }
+
+  void forward(const StepPlan& plan) {
+    embed(plan);
+    place_tokens(plan);
+    attention_.plan(plan);
+    for (uint32_t i = 0; i < config_.num_layers; ++i) {
+      attend(plan, i, weights_.layers[i]);
+      feed_forward(plan, weights_.layers[i]);
+    }
+    project_samples(plan);
+  }
+
+  // Input rows, and the rotary angles of their positions.
+  void embed(const StepPlan& plan) {
+    const uint32_t half = config_.head_dim / 2;
+    for_tokens(static_cast<uint32_t>(plan.num_tokens()), [&](uint32_t first, uint32_t last) {
+      for (size_t t = first; t < last; ++t) {
+        const TokenId token =
+            plan.tokens[t] == kTokenOfPreviousStep ? last_tokens_[plan.from_sample[t]] : plan.tokens[t];
+        kernels_.widen(weights_.embedding, token, buffers_.x + t * config_.hidden_size);
+        for (uint32_t i = 0; i < half; ++i) {
+          const float angle = static_cast<float>(plan.positions[t]) * frequencies_[i];
+          buffers_.cos[t * half + i] = std::cos(angle);
+          buffers_.sin[t * half + i] = std::sin(angle);
+        }
+      }
+    });
+  }
+
+  // Where each token's keys and values go.
+  void place_tokens(const StepPlan& plan) {
+    places_.resize(plan.num_tokens());
+    for (size_t r = 0; r < plan.num_rows(); ++r) {
+      const uint32_t begin = plan.row_offsets[r];
+      const uint32_t end = plan.row_offsets[r + 1];
+      const auto first = static_cast<uint32_t>(plan.context_lens[r]) - (end - begin);
+      for (uint32_t t = begin; t < end; ++t) {
+        const uint32_t index = first + (t - begin);
+        const auto page = static_cast<size_t>(plan.pages[plan.page_offsets[r] + index / limits_.tokens_per_block]);
+        places_[t] = {.page = page * layout_.page, .token = index % limits_.tokens_per_block};
+      }
+    }
+  }
+
+  void attend(const StepPlan& plan, uint32_t index, const LayerWeights& layer) {
+    const auto tokens = static_cast<uint32_t>(plan.num_tokens());
+    norm(buffers_.x, layer.attention_norm, tokens, buffers_.normed);
+    multiply({.weights = &layer.qkv,
+              .bias = layer.qkv_bias,
+              .x = buffers_.normed,
+              .x_stride = config_.hidden_size,
+              .m = tokens,
+              .y = buffers_.qkv,
+              .y_stride = config_.qkv_size()});
+    for_tokens(tokens, [&](uint32_t first, uint32_t last) {
+      for (uint32_t t = first; t < last; ++t) finish_qkv(t, index, layer);
+    });
+    attention_.run(plan, index, buffers_.qkv, kv_, buffers_.attention);
+    multiply({.weights = &layer.o,
+              .bias = layer.o_bias,
+              .x = buffers_.attention,
+              .x_stride = config_.q_size(),
+              .m = tokens,
+              .y = buffers_.x,
+              .y_stride = config_.hidden_size,
+              .add = true});
+  }
+
+  // Norm and rotation of one token's query and key heads; keys and values into the pool.
+  void finish_qkv(size_t t, uint32_t layer_index, const LayerWeights& layer) {
+    const uint32_t dim = config_.head_dim;
+    const float* cos = buffers_.cos + t * (dim / 2);
+    const float* sin = buffers_.sin + t * (dim / 2);
+    float* head = buffers_.qkv + t * config_.qkv_size();
+    auto prepare = [&](Vector norm_weight) {
+      if (norm_weight != nullptr) kernels_.rms_norm(head, norm_weight, config_.norm_eps, dim, head);
+      kernels_.rotate(head, cos, sin, dim);
+    };
+    for (uint32_t h = 0; h < config_.num_heads; ++h, head += dim) prepare(layer.q_norm);
+    const Place place = places_[t];
+    for (uint32_t h = 0; h < config_.num_kv_heads; ++h, head += dim) {
+      prepare(layer.k_norm);
+      float* keys = kv_ + place.page + layout_.keys(layer_index, h) + place.token;
+      for (uint32_t d = 0; d < dim; ++d) keys[size_t{d} * layout_.token_stride] = head[d];
+    }
+    for (uint32_t h = 0; h < config_.num_kv_heads; ++h, head += dim) {
+      float* values = kv_ + place.page + layout_.values(layer_index, config_.num_kv_heads, h);
+      std::memcpy(values + size_t{place.token} * dim, head, dim * sizeof(float));
+    }
+  }
+
+  void feed_forward(const StepPlan& plan, const LayerWeights& layer) {
+    const auto tokens = static_cast<uint32_t>(plan.num_tokens());
+    const uint32_t inner = config_.intermediate_size;
+    norm(buffers_.x, layer.mlp_norm, tokens, buffers_.normed);
+    multiply({.weights = &layer.gate_up,
+              .bias = layer.gate_up_bias,
+              .x = buffers_.normed,
+              .x_stride = config_.hidden_size,
+              .m = tokens,
+              .y = buffers_.gate_up,
+              .y_stride = size_t{2} * inner});
+    for_tokens(tokens, [&](uint32_t first, uint32_t last) {
+      for (size_t t = first; t < last; ++t) {
+        float* gate = buffers_.gate_up + t * 2 * inner;
+        kernels_.silu_mul(gate, gate + inner, inner, gate);
+      }
+    });
+    multiply({.weights = &layer.down,
+              .bias = layer.down_bias,
+              .x = buffers_.gate_up,
+              .x_stride = size_t{2} * inner,
+              .m = tokens,
+              .y = buffers_.x,
+              .y_stride = config_.hidden_size,
+              .add = true});
+  }
+
+  // Final norm and LM head, for the last tokens of sampled rows only.
+  void project_samples(const StepPlan& plan) {
+    const auto samples = static_cast<uint32_t>(plan.samples.size());
+    if (samples == 0) return;
+    for (size_t s = 0; s < samples; ++s) {
+      const size_t token = plan.row_offsets[plan.samples[s].row + 1] - 1;
+      kernels_.rms_norm(buffers_.x + token * config_.hidden_size, weights_.final_norm, config_.norm_eps,
+                        config_.hidden_size, buffers_.last + s * config_.hidden_size);
+    }
+    multiply({.weights = &weights_.lm_head,
+              .x = buffers_.last,
+              .x_stride = config_.hidden_size,
+              .m = samples,
+              .y = buffers_.logits,
+              .y_stride = config_.vocab_size});
+  }
+
+  void sample(const StepPlan& plan) {
+    const size_t samples = plan.samples.size();
+    result_.tokens.assign(samples, 0);
+    result_.logprobs.assign(samples, 0.0F);
+    result_.not_finite.assign(samples, 0);
+    result_.top_offsets.assign(1, 0);
+    for (const SampleRow& row : plan.samples) {
+      const auto wanted = static_cast<uint32_t>(std::max(row.logprobs, 0));
+      result_.top_offsets.push_back(result_.top_offsets.back() + std::min(wanted, config_.vocab_size));
+    }
+    result_.top.resize(result_.top_offsets.back());
+    pool_.run(static_cast<uint32_t>(samples), [&](uint32_t s, unsigned worker) {
+      const SampleRow& row = plan.samples[s];
+      SamplerSlot& slot = slots_[row.slot];
+      const std::span<const float> logits(buffers_.logits + size_t{s} * config_.vocab_size, config_.vocab_size);
+      const std::span top(result_.top.begin() + result_.top_offsets[s],
+                          result_.top.begin() + result_.top_offsets[s + 1]);
+      const Sample chosen = samplers_[worker].sample(logits, slot, row, top);
+      result_.tokens[s] = chosen.token;
+      result_.logprobs[s] = chosen.logprob;
+      result_.not_finite[s] = chosen.not_finite ? 1 : 0;
+      if (!chosen.not_finite) slot.add(chosen.token);
+    });
+  }
+
+  struct Place {
+    size_t page = 0;  // of the pool, in floats
+    uint32_t token = 0;
+  };
+
+  const ModelConfig config_;
+  const Weights weights_;
+  const ExecutorLimits limits_;
+  const Kernels& kernels_;
+  ThreadPool pool_;
+  const KvLayout layout_;
+  Attention attention_;
+  const std::vector<float> frequencies_;
+  Activations buffers_;
+  HostArena kv_memory_;
+  float* kv_ = nullptr;
+
+  std::vector<Place> places_;  // [T]
+  std::vector<SamplerSlot> slots_;
+  std::vector<Sampler> samplers_;  // one a worker
+  std::vector<TokenId> last_tokens_;
+  StepResult result_;
+  bool pending_ = false;
+};
+
+Result<void> check(const ModelConfig& config, const ExecutorLimits& limits, const CpuOptions& options) {
+  const std::pair<const char*, uint32_t> sizes[] = {{"hidden_size", config.hidden_size},
+                                                    {"intermediate_size", config.intermediate_size},
+                                                    {"head_dim", config.head_dim}};
+  for (const auto& [name, size] : sizes) {
+    if (size % kVectorAlign != 0) {
+      return unsupported(fmt::format("{} = {}: the CPU executor needs a multiple of {}", name, size, kVectorAlign));
+    }
+  }
+  if (const uint32_t group = config.num_heads / config.num_kv_heads; group > Attention::kMaxGroup) {
+    return unsupported(
+        fmt::format("{} query heads share a KV head; the CPU executor supports {}", group, Attention::kMaxGroup));
+  }
+  const struct {
+    const char* name;
+    uint32_t value;
+    uint32_t limit;
+  } numbers[] = {{"max_batch_size", limits.max_batch_size, kMaxBatchSize},
+                 {"max_num_tokens", limits.max_num_tokens, kMaxTokensPerStep},
+                 {"tokens_per_block", limits.tokens_per_block, kMaxTokensPerBlock},
+                 {"num_pages", limits.num_pages, INT32_MAX}};
+  for (const auto& number : numbers) {
+    if (number.value == 0 || number.value > number.limit) {
+      return invalid_argument(fmt::format("{} = {}: must be from 1 to {}", number.name, number.value, number.limit));
+    }
+  }
+  if (options.threads > kMaxThreads) {
+    return invalid_argument(fmt::format("{} compute threads: at most {}", options.threads, kMaxThreads));
+  }
+  return {};
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Executor>> make_cpu_executor(ModelConfig config, Weights weights, const ExecutorLimits& limits,
+                                                    const CpuOptions& options) {
+  if (auto checked = check(config, limits, options); !checked) return checked.error();
+  const Kernels* kernels = kernels_for(options.isa);
+  if (kernels == nullptr) return unsupported("this machine lacks the instruction set that was asked for");
+  const unsigned threads = options.threads != 0 ? options.threads : usable_cpus();
+  auto executor = std::make_unique<CpuExecutor>(std::move(config), std::move(weights), limits, *kernels, threads);
+  if (auto done = executor->allocate(); !done) return done.error();
+  return std::unique_ptr<Executor>(std::move(executor));
+}
+
+uint64_t kv_bytes_per_page(const ModelConfig& config, uint32_t tokens_per_block) {
+  return KvLayout(config, tokens_per_block).page * sizeof(float);
+}
+
+}  // namespace dyn::native
