@@ -132,7 +132,7 @@ bool JsonReader::take_bool(bool& out) {
 bool JsonReader::take_number(Number& out) {
   const dom::element element = state_->take();
   int64_t signed_value = 0;
-  if (element.is_double()) {
+  if (element.type() == dom::element_type::DOUBLE) {
     out.form = Number::Form::kFloat;
     out.float_value = element.get_double().value_unsafe();
   } else if (element.get_uint64().get(out.unsigned_value) == simdjson::SUCCESS) {
@@ -156,7 +156,7 @@ bool JsonReader::take_binary(Bytes&) {
 bool JsonReader::enter(size_t& count) {
   const dom::element element = state_->take();
   State::Frame& frame = state_->frames.emplace_back();
-  if (element.is_object()) {
+  if (element.type() == dom::element_type::OBJECT) {
     const dom::object object = element.get_object().value_unsafe();
     frame.is_object = true;
     frame.member = object.begin();
