@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <string>
 #include <variant>
 #include <vector>
 
@@ -18,6 +19,7 @@ struct KvBlocksStored {
   std::vector<BlockHash> blocks;    // consecutive
   std::vector<TokenId> tokens;      // blocks.size() * block_size
   uint32_t block_size = 0;
+  std::string cache_salt;  // of the request that computed them; routers mix it into their hashes
 };
 
 struct KvBlocksRemoved {
