@@ -174,7 +174,10 @@ bool Reader::read(double& out) {
 bool Reader::read_u32s(std::vector<uint32_t>& out, size_t max) {
   out.clear();
   if (!open(Kind::kArray)) return false;
-  if (count_ > max) return fail("the list has more than " + std::to_string(max) + " elements");
+  if (count_ > max) {
+    --depth_;  // said of the list, not of an element
+    return fail("the list has more than " + std::to_string(max) + " elements");
+  }
   out.reserve(count_);
   if (take_u32s(out, count_)) return close();
   if (!ok()) return false;
