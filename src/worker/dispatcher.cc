@@ -322,7 +322,7 @@ void Dispatcher::on_step(const engine::StepOutput& step) noexcept {
     }
   }
   for (const auto& lane : lanes_) lane->hand_over();
-  if (on_stats_) on_stats_(step.stats);
+  if (on_output_ && !step.requests.empty()) on_output_();
 }
 
 void Dispatcher::on_fatal(const Error& error) noexcept {

@@ -53,8 +53,8 @@ class Dispatcher final : public engine::Observer {
   void set_engine(engine::Engine* engine) { engine_ = engine; }
   // Called on the engine thread when the engine died, after every open request was told to move on.
   void set_on_fatal(std::function<void(const Error&)> callback) { on_fatal_ = std::move(callback); }
-  // Called once a step on the engine thread; must be cheap.
-  void set_on_stats(std::function<void(const engine::Stats&)> callback) { on_stats_ = std::move(callback); }
+  // Called on the engine thread once a step that handed out tokens; must be cheap. Set it while nothing is open.
+  void set_on_output(std::function<void()> callback) { on_output_ = std::move(callback); }
 
   engine::RequestId open(std::shared_ptr<runtime::ResponseStream> stream, OpenRequest request);
   // One error item, then the end of the stream: the status that the error stands for reaches the user.
@@ -84,7 +84,7 @@ class Dispatcher final : public engine::Observer {
   std::vector<std::unique_ptr<Lane>> lanes_;
   engine::Engine* engine_ = nullptr;
   std::function<void(const Error&)> on_fatal_;
-  std::function<void(const engine::Stats&)> on_stats_;
+  std::function<void()> on_output_;
   DispatcherCounters counters_;
   std::atomic<size_t> open_requests_{0};
 

@@ -4,7 +4,8 @@
 //   ModelRegistration registration(discovery, served_model);
 //   auto ok = registration.publish(endpoint, transport);   // after the engine has answered a warm-up request
 //   ...
-//   registration.withdraw();
+//   registration.withdraw_instance();      // frontends send nothing new
+//   registration.withdraw_card();
 //
 // The card is a superset that frontends 0.8 ... 1.6 read alike (llm/model_card.h). Ownership: the discovery outlives
 // it. Thread rules: control thread only; blocks on I/O.
@@ -16,14 +17,14 @@
 #include "base/result.h"
 #include "llm/model_card.h"
 #include "runtime/discovery/discovery.h"
+#include "runtime/instance.h"
 #include "runtime/request_plane/request_plane.h"
 
 namespace dyn::worker {
 
 struct ServedModel {
   llm::ModelCard card;
-  std::string device_type;          // "cpu" or "cuda"
-  std::string request_plane_codec;  // "msgpack" or "json": what 1.4+ frontends are told to send
+  runtime::InstanceTraits traits;  // device, and the codec that frontends since 1.4 are asked for
 };
 
 class ModelRegistration {
@@ -33,10 +34,13 @@ class ModelRegistration {
 
   Result<void> publish(const runtime::EndpointId& endpoint, const runtime::Transport& transport);
 
-  // Removes the instance record, then the card: frontends send nothing new. Idempotent.
-  void withdraw();
+  // Each removes its record; idempotent. The instance goes first: a listed model without instances gets no requests.
+  void withdraw_instance();
+  void withdraw_card();
 
  private:
+  void remove(const char* bucket, std::optional<std::string>& key);
+
   runtime::Discovery& discovery_;
   ServedModel model_;
   std::optional<std::string> instance_key_;
