@@ -30,11 +30,12 @@ bare send(2) loop writes the same frames to the same sink.
   --tokens-per-second N    of all streams together; steps are at least 1 ms long  [25000]
   --step-ms X              length of a step, instead of the above
   --duration S             measured window of each run, seconds       [3]
-  --rounds N               runs of each sender; medians are reported  [3]
+  --rounds N               runs of each sender; medians are reported  [5]
   --net-threads N          network threads of the worker              [1]
   --codec json|msgpack     of the stream items                        [msgpack]
   --baseline               only the bare send loop
   --no-baseline            only the worker
+  --no-pin                 let the scheduler place both sides; otherwise the sink has the last CPU to itself
   --max-ratio X            exit status 1 when CPU per token is above X times the bare send loop's
   --max-p99-ms X           exit status 1 when the worker's p99 is above
   --json                   JSON instead of a table
@@ -62,11 +63,12 @@ struct Options {
   double tokens_per_second = 25'000;
   double step_ms = 0;  // 0: from tokens_per_second
   double duration_s = 0;
-  unsigned rounds = 3;
+  unsigned rounds = 5;
   unsigned net_threads = 1;
   Codec codec = Codec::kMsgpack;
   bool worker = true;
   bool baseline = true;
+  bool pin = true;
   double max_ratio = 0;
   double max_p99_ms = 0;
   bool json = false;
@@ -195,6 +197,8 @@ Result<Options> parse(std::span<const std::string_view> args, bool sink) {
       options.worker = false;
     else if (!sink && name == "--no-baseline")
       options.baseline = false;
+    else if (!sink && name == "--no-pin")
+      options.pin = false;
     else if (!sink && name == "--max-ratio")
       done = reader.take(options.max_ratio, 0.0, 1e6);
     else if (!sink && name == "--max-p99-ms")
@@ -214,7 +218,7 @@ Result<Options> parse(std::span<const std::string_view> args, bool sink) {
     else if (sink && name == "--prompt-tokens")
       done = reader.take(options.prompt_tokens, 1U, 1'000'000U);
     else if (sink && name == "--pid")
-      done = reader.take(options.pid, 1, 1 << 30);
+      done = reader.take(options.pid, 1, 1 << 22);
     else if (sink && name == "--settle")
       done = reader.take(options.settle_s, 0.0, 3600.0);
     else if (sink && name == "--wait")
@@ -258,6 +262,7 @@ class StreamRun {
     sender_.step = std::chrono::nanoseconds(static_cast<int64_t>(step_ms * 1e6));
     sender_.tokens_per_stream = static_cast<uint32_t>(lifetime_s * 1e3 / step_ms) + 4;
     sender_.net_threads = options.net_threads;
+    sender_.pin = options.pin;
     result_.streams = streams;
     result_.step_ms = step_ms;
   }
@@ -345,6 +350,7 @@ int fail(const Error& error) {
 }
 
 int bench_stream(const Options& options) {
+  if (options.pin) pin_to_side(Side::kSink);
   std::vector<StreamResult> results;
   for (const unsigned streams : options.streams) {
     auto result = StreamRun(options, streams).run();

@@ -2,12 +2,11 @@
 
 #include <fmt/format.h>
 #include <sys/utsname.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <fstream>
 #include <nlohmann/json.hpp>
-
-#include "base/threads.h"
 
 namespace dyn::app::bench {
 namespace {
@@ -29,6 +28,7 @@ Json to_object(const RunSummary& run) {
           {"involuntary_switches_per_1000_tokens", run.involuntary_per_ktoken},
           {"latency_us", {{"p50", run.p50_us}, {"p99", run.p99_us}, {"p99.9", run.p999_us}, {"max", run.max_us}}},
           {"sink_cpu_us_per_token", run.sink_cpu_us_per_token},
+          {"others_cpus", run.others_cpus},
           {"tokens", run.tokens},
           {"threads_cpu_us_per_token", std::move(threads)}};
 }
@@ -59,6 +59,7 @@ RunSummary summarize(const SinkReport& report) {
   run.p999_us = percentile(report.latency_us, 0.999);
   run.max_us = percentile(report.latency_us, 1.0);
   run.sink_cpu_us_per_token = per(report.sink_cpu_us, report.tokens);
+  run.others_cpus = report.others_cpus;
   for (const ThreadUsage& thread : report.usage.threads) {
     const double us = per(static_cast<double>(thread.cpu_ns) / 1e3, report.tokens);
     const auto same = std::ranges::find(run.threads, thread.name, &std::pair<std::string, double>::first);
@@ -77,7 +78,7 @@ RunSummary median_of(const std::vector<RunSummary>& runs) {
   for (double RunSummary::* member :
        {&RunSummary::cpu_us_per_token, &RunSummary::user_share, &RunSummary::tokens_per_s, &RunSummary::bytes_per_token,
         &RunSummary::switches_per_ktoken, &RunSummary::involuntary_per_ktoken, &RunSummary::p50_us, &RunSummary::p99_us,
-        &RunSummary::p999_us, &RunSummary::max_us, &RunSummary::sink_cpu_us_per_token}) {
+        &RunSummary::p999_us, &RunSummary::max_us, &RunSummary::sink_cpu_us_per_token, &RunSummary::others_cpus}) {
     std::vector<double> values;
     for (const RunSummary& run : runs) values.push_back(run.*member);
     result.*member = median(std::move(values));
@@ -97,15 +98,16 @@ double StreamResult::ratio() const {
 
 std::string to_table(const std::vector<StreamResult>& results) {
   std::string out = fmt::format("{}\n\n", machine());
-  out += fmt::format("{:>7} {:>8} {:>9}  {:<10} {:>7} {:>6}  {:>7} {:>7} {:>7}  {:>8} {:>7}\n", "streams", "step ms",
-                     "tokens/s", "sender", "CPU us", "ratio", "p50 us", "p99 us", "p99.9", "switches", "bytes");
+  out +=
+      fmt::format("{:>7} {:>8} {:>9}  {:<10} {:>7} {:>6}  {:>7} {:>7} {:>7}  {:>8} {:>6} {:>6}\n", "streams", "step ms",
+                  "tokens/s", "sender", "CPU us", "ratio", "p50 us", "p99 us", "p99.9", "switches", "bytes", "others");
   const auto line = [&](const StreamResult& row, const char* sender, const std::vector<RunSummary>& runs,
                         const std::string& ratio) {
     const RunSummary run = median_of(runs);
-    out +=
-        fmt::format("{:>7} {:>8.2f} {:>9.0f}  {:<10} {:>7.2f} {:>6}  {:>7.0f} {:>7.0f} {:>7.0f}  {:>8.1f} {:>7.1f}\n",
-                    row.streams, row.step_ms, run.tokens_per_s, sender, run.cpu_us_per_token, ratio, run.p50_us,
-                    run.p99_us, run.p999_us, run.switches_per_ktoken, run.bytes_per_token);
+    out += fmt::format(
+        "{:>7} {:>8.2f} {:>9.0f}  {:<10} {:>7.2f} {:>6}  {:>7.0f} {:>7.0f} {:>7.0f}  {:>8.1f} {:>6.1f} {:>6.2f}\n",
+        row.streams, row.step_ms, run.tokens_per_s, sender, run.cpu_us_per_token, ratio, run.p50_us, run.p99_us,
+        run.p999_us, run.switches_per_ktoken, run.bytes_per_token, run.others_cpus);
   };
   for (const StreamResult& row : results) {
     if (!row.bare.empty()) line(row, "bare send", row.bare, "1");
@@ -115,6 +117,7 @@ std::string to_table(const std::vector<StreamResult>& results) {
   out +=
       "\nCPU us: user + system time of the sending process per token, socket write included. p50 ... p99.9: engine's\n"
       "hand-out to the sink. switches: context switches per 1,000 tokens. bytes: per token, framing included.\n"
+      "others: CPUs that other processes kept busy meanwhile; figures of a busy machine do not stand.\n"
       "Medians over the rounds; ratio: median of each round's own.\n";
   return out;
 }
@@ -177,7 +180,7 @@ std::string machine() {
   }
   utsname name{};
   ::uname(&name);
-  return fmt::format("{}, {} CPUs, {} {}", model, usable_cpus(), name.sysname, name.release);
+  return fmt::format("{}, {} CPUs, {} {}", model, ::sysconf(_SC_NPROCESSORS_ONLN), name.sysname, name.release);
 }
 
 }  // namespace dyn::app::bench

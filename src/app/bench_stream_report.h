@@ -30,6 +30,7 @@ struct RunSummary {
   double p999_us = 0;
   double max_us = 0;
   double sink_cpu_us_per_token = 0;
+  double others_cpus = 0;  // CPUs busy with other processes
   uint64_t tokens = 0;
   std::vector<std::pair<std::string, double>> threads;  // CPU us per token by thread name
 };

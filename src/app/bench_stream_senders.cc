@@ -5,6 +5,7 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -57,6 +58,26 @@ int fail(const char* who, const Error& error) {
 }
 
 }  // namespace
+
+void pin_to_side(Side side) {
+  static const cpu_set_t all = [] {  // before the first pinning
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    ::sched_getaffinity(0, sizeof set, &set);
+    return set;
+  }();
+  if (CPU_COUNT(&all) < 2) return;
+  int last = CPU_SETSIZE - 1;
+  while (!CPU_ISSET(last, &all)) --last;
+  cpu_set_t chosen = all;
+  if (side == Side::kSender) {
+    CPU_CLR(last, &chosen);
+  } else {
+    CPU_ZERO(&chosen);
+    CPU_SET(last, &chosen);
+  }
+  ::sched_setaffinity(0, sizeof chosen, &chosen);
+}
 
 Result<Child> Child::start(const std::function<int(int control)>& body) {
   int ends[2];
@@ -131,6 +152,7 @@ Result<void> Child::finish(std::chrono::milliseconds limit) {
 
 int run_bare_sender(const SenderConfig& config, const std::string& sink_address, const FrameTemplate& frame) {
   constexpr char kWho[] = "bare sender";
+  if (config.pin) pin_to_side(Side::kSender);
   std::vector<UniqueFd> sockets;
   Buffer out;
   for (unsigned i = 0; i < config.streams; ++i) {

@@ -20,6 +20,12 @@
 
 namespace dyn::app::bench {
 
+// Where the two sides of a run may execute: the sink on the last usable CPU, the process under test on the others, as
+// if the frontend ran on another machine. Without it the scheduler often puts the sink on the sender's CPU, and both
+// figures and latencies depend on its whim. Does nothing with one CPU.
+enum class Side : uint8_t { kSink, kSender };
+void pin_to_side(Side side);
+
 class Child {
  public:
   // Runs `body` in a forked process and exits with what it returns. `control` is the child's end of a socket pair: the
@@ -46,7 +52,8 @@ struct SenderConfig {
   unsigned streams = 1;
   uint32_t tokens_per_stream = 0;
   std::chrono::nanoseconds step{};
-  unsigned net_threads = 0;  // worker only; 0: the worker's own default
+  unsigned net_threads = 1;  // worker only
+  bool pin = true;           // pin_to_side(kSender)
 };
 
 // Child body. Every step: one frame to each of N connections, in one burst, by plain send(2). The floor a worker is

@@ -38,9 +38,10 @@ sockaddr_in loopback(uint16_t port) {
   return address;
 }
 
+// Edge-triggered: a level-triggered epoll looks at every socket twice, and the sink must not cost what it measures.
 Result<void> watch(int epoll, int fd, uint64_t data) {
   epoll_event event{};
-  event.events = EPOLLIN;
+  event.events = EPOLLIN | EPOLLRDHUP | EPOLLET;
   event.data.u64 = data;
   if (::epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) != 0) return errno_error("epoll_ctl", errno);
   return {};
@@ -180,17 +181,25 @@ Result<void> Sink::accept_calls() {
   }
 }
 
-Result<void> Sink::read_stream(Connection& connection) {
-  if (!connection.fd) return {};
-  const ssize_t got = ::recv(connection.fd.get(), scratch_.data(), scratch_.size(), 0);
-  if (got < 0 && (errno == EAGAIN || errno == EINTR)) return {};
-  if (got <= 0) return end_stream(connection);
-  bytes_ += static_cast<uint64_t>(got);
-  const Bytes bytes(scratch_.data(), static_cast<size_t>(got));
+// `closing`: the worker has shut its side; what is buffered comes first, then the end.
+Result<void> Sink::read_stream(Connection& connection, bool closing) {
+  ssize_t got = 0;
+  do {
+    if (!connection.fd) return {};
+    got = ::recv(connection.fd.get(), scratch_.data(), scratch_.size(), 0);
+    if (got < 0 && (errno == EAGAIN || errno == EINTR)) return {};
+    if (got <= 0) return end_stream(connection);
+    if (auto done = take_bytes(connection, Bytes(scratch_.data(), static_cast<size_t>(got))); !done) return done;
+  } while (closing || static_cast<size_t>(got) == scratch_.size());  // less: the socket is empty
+  return {};
+}
+
+Result<void> Sink::take_bytes(Connection& connection, Bytes bytes) {
+  bytes_ += bytes.size();
   if (connection.carry.empty()) {
     const auto used = parse(connection, bytes);
     if (!used) return used.error();
-    if (connection.fd && *used < bytes.size()) connection.carry.append(bytes.subspan(*used));
+    if (*used < bytes.size()) connection.carry.append(bytes.subspan(*used));
     return {};
   }
   connection.carry.append(bytes);
@@ -294,6 +303,7 @@ Result<void> Sink::open_window() {
     usage_before_ = std::move(*usage);
   }
   sink_cpu_ns_ = own_cpu_ns();
+  machine_cpu_ns_ = read_machine_cpu_ns();
   window_begin_ = Clock::now();
   report_.tokens = tokens_;
   report_.bytes = bytes_;
@@ -310,6 +320,9 @@ Result<void> Sink::close_window() {
   }
   report_.window_s = std::chrono::duration<double>(Clock::now() - window_begin_).count();
   report_.sink_cpu_us = static_cast<double>(own_cpu_ns() - sink_cpu_ns_) / 1e3;
+  const double others_us = static_cast<double>(read_machine_cpu_ns() - machine_cpu_ns_) / 1e3 - report_.sink_cpu_us -
+                           static_cast<double>(report_.usage.cpu_ns) / 1e3;
+  report_.others_cpus = std::max(0.0, others_us / 1e6 / report_.window_s);
   report_.tokens = tokens_ - report_.tokens;
   report_.bytes = bytes_ - report_.bytes;
   return {};
@@ -399,7 +412,8 @@ Result<SinkReport> Sink::run(const std::vector<Target>& targets) {
     const int count = ::epoll_wait(epoll_.get(), events.data(), kMaxEvents, wait_ms(now));
     if (count < 0 && errno != EINTR) return errno_error("epoll_wait", errno);
     for (int i = 0; i < count; ++i) {
-      const uint64_t data = events[static_cast<size_t>(i)].data.u64;
+      const epoll_event& event = events[static_cast<size_t>(i)];
+      const uint64_t data = event.data.u64;
       const size_t index = data & 0xFFFFFFFF;
       Result<void> done;
       switch (static_cast<EventKind>(data >> 32)) {
@@ -410,7 +424,7 @@ Result<SinkReport> Sink::run(const std::vector<Target>& targets) {
           done = read_acks(*links_[index]);
           break;
         case EventKind::kStream:
-          done = read_stream(*connections_[index]);
+          done = read_stream(*connections_[index], (event.events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR)) != 0);
           break;
       }
       if (!done) return done.error();

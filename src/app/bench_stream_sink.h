@@ -55,6 +55,7 @@ struct SinkReport {
   std::vector<uint32_t> latency_us;    // hand-out to sink, ascending; empty without stamps
   ProcessUsage usage;                  // of options.pid in the window
   double sink_cpu_us = 0;              // the sink's own, in the window
+  double others_cpus = 0;              // CPUs that other processes kept busy in the window: noise
   std::vector<std::byte> sample_item;  // one item with one token as it came
 
   [[nodiscard]] double cpu_us_per_token() const {
@@ -91,7 +92,8 @@ class Sink {
   Result<void> send_requests();
   Result<void> read_acks(RequestLink& link);
   Result<void> accept_calls();
-  Result<void> read_stream(Connection& connection);
+  Result<void> read_stream(Connection& connection, bool closing);
+  Result<void> take_bytes(Connection& connection, Bytes bytes);
   Result<size_t> parse(Connection& connection, Bytes bytes);
   Result<void> handle_header(Connection& connection, std::string_view header);
   Result<void> handle_item(Connection& connection, Bytes item);
@@ -121,6 +123,7 @@ class Sink {
   uint64_t tokens_ = 0;
   uint64_t bytes_ = 0;
   uint64_t sink_cpu_ns_ = 0;
+  uint64_t machine_cpu_ns_ = 0;
   bool recording_ = false;
   ProcessUsage usage_before_;
   SinkReport report_;

@@ -88,6 +88,15 @@ ProcessUsage usage_between(const ProcessUsage& before, const ProcessUsage& after
   return delta;
 }
 
+uint64_t read_machine_cpu_ns() {
+  // "cpu user nice system idle iowait irq softirq steal ..." in ticks.
+  std::istringstream line(read_text("/proc/stat"));
+  std::string name;
+  uint64_t user = 0, nice = 0, system = 0, idle = 0, iowait = 0, irq = 0, softirq = 0;
+  line >> name >> user >> nice >> system >> idle >> iowait >> irq >> softirq;
+  return (user + nice + system + irq + softirq) * (1'000'000'000ULL / static_cast<uint64_t>(::sysconf(_SC_CLK_TCK)));
+}
+
 double percentile(const std::vector<uint32_t>& sorted, double q) {
   if (sorted.empty()) return 0;
   const auto rank = static_cast<size_t>(std::ceil(q * static_cast<double>(sorted.size())));

@@ -41,6 +41,9 @@ Result<ProcessUsage> read_process_usage(pid_t pid);
 // after - before; threads are matched by id, those that used nothing are left out, the busiest come first.
 ProcessUsage usage_between(const ProcessUsage& before, const ProcessUsage& after);
 
+// CPU time that all processes of the machine have used since boot, without idle and stolen time.
+uint64_t read_machine_cpu_ns();
+
 // Nearest rank; `sorted` ascending, 0 when empty.
 double percentile(const std::vector<uint32_t>& sorted, double q);
 double median(std::vector<double> values);
