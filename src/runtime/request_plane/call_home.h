@@ -10,8 +10,9 @@ namespace dyn::runtime {
 struct CallHomeOptions {
   // What may wait for a slow reader before the stream reports kTooSlow. One item may exceed it: an item is never cut.
   size_t max_buffered_bytes = 4 * 1024 * 1024;
-  // Room beyond that for the owner's last words (an error item and the final frame); then the stream is cut off.
-  size_t last_words_bytes = 64 * 1024;
+  // Room beyond that for what the owner writes before it hears the report, and for its last words (an error item and
+  // the final frame); then the stream is cut off.
+  size_t last_words_bytes = 256 * 1024;
   std::chrono::milliseconds connect_timeout{5'000};
   // While this host has no free port (EADDRNOTAVAIL) the dial is tried again, as official workers do.
   std::chrono::milliseconds port_retry_interval{200};

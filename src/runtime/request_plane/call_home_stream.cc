@@ -295,8 +295,9 @@ void CallHomeStream::on_too_much_buffered() {
   if (!writable() || out_.size() <= options_.max_buffered_bytes) return;
   if (!too_slow_) {
     too_slow_ = true;
-    cut_off_bytes_ = out_.size() + options_.last_words_bytes;
     report(CancelKind::kTooSlow);
+  } else if (cut_off_bytes_ == 0) {  // the item during which it was reported does not count
+    cut_off_bytes_ = out_.size() + options_.last_words_bytes;
   } else if (out_.size() > cut_off_bytes_) {
     DYN_WARN(kLog, "request {}: the caller reads too slowly, {} bytes wait: cut off", request_id_, out_.size());
     fail(CancelKind::kGone, StreamFailure::kWrite);

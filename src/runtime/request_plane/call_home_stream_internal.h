@@ -133,7 +133,7 @@ class CallHomeStream final : public ResponseStream, public std::enable_shared_fr
   bool too_slow_ = false;
   bool released_ = false;
   bool delivered_ = false;
-  size_t cut_off_bytes_ = 0;  // once too_slow_
+  size_t cut_off_bytes_ = 0;  // once too_slow_ and an item later
   StreamSummary summary_;
 
   boost::asio::ip::tcp::socket socket_;

@@ -101,7 +101,7 @@ Intake Dispatcher::take(std::string_view path, std::string_view headers, Bytes p
   };
   const auto parts = wire::decode_whole_two_part(payload, two_part_limits_);
   if (!parts) return drop(ErrorType::kInvalidMessage, parts.error().message);
-  auto control = wire::decode_control_message(parts->header);
+  auto control = wire::decode_control_message(parts->header);  // checks context and stream type, too
   if (!control) return drop(ErrorType::kDeserialization, control.error().message);
 
   const wire::ConnectionInfo& peer = control->connection;
@@ -110,12 +110,6 @@ Intake Dispatcher::take(std::string_view path, std::string_view headers, Bytes p
     drop(ErrorType::kInvalidMessage, "the caller wants its response by " + requested);
     return {"Server unavailable: response plane mismatch: frontend requested " + requested + ", worker configured tcp",
             nullptr};
-  }
-  if (peer.stream_type != "response") {
-    return drop(ErrorType::kInvalidMessage, "stream_type '" + printable(peer.stream_type) + "' instead of 'response'");
-  }
-  if (peer.context != control->id) {
-    return drop(ErrorType::kInvalidMessage, "context '" + printable(peer.context) + "' is not the request's id");
   }
 
   auto kind = Request::Kind::kServe;
@@ -134,13 +128,13 @@ Intake Dispatcher::take(std::string_view path, std::string_view headers, Bytes p
                            .payload = parts->data,
                            .received = received};
   observe_network_transit(metrics_.network_transit, incoming.headers);
+  active_.fetch_add(1);  // before the acknowledgement: a drain must not miss what the caller knows to be taken
   return {"", std::make_shared<Request>(shared_from_this(), std::move(endpoint), kind, std::move(incoming),
                                         payload.size())};
 }
 
 void Dispatcher::run(Intake intake, net::EventLoop& loop) {
   if (!intake.request) return;
-  active_.fetch_add(1);
   net::EventLoop& home = loops_.next();
   if (&home == &loop) {
     intake.request->begin(home);
