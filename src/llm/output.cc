@@ -253,6 +253,27 @@ void encode_members(Emitter& emit, const OutputChunk& chunk) {
   emit.end_object();
 }
 
+// The usual chunk is nothing but tokens: two constants with the numbers between them.
+bool is_plain(const OutputChunk& chunk) {
+  return chunk.logprobs.empty() && chunk.finish == FinishReason::kNone && !chunk.stop_token && !chunk.index &&
+         !chunk.usage && !chunk.kv_cache_hit;
+}
+
+void encode_plain_json(Buffer& out, std::span<const TokenId> tokens) {
+  constexpr std::string_view kHead = R"({"data":{"data":{"token_ids":[)";
+  constexpr std::string_view kTail = R"(]}},"complete_final":false})";
+  const size_t room = kHead.size() + tokens.size() * (kMaxU32Chars + 1) + kTail.size();
+  char* const begin = reinterpret_cast<char*>(out.extend(room));
+  std::memcpy(begin, kHead.data(), kHead.size());
+  char* at = begin + kHead.size();
+  for (size_t i = 0; i < tokens.size(); ++i) {
+    if (i > 0) *at++ = ',';
+    at = std::to_chars(at, at + kMaxU32Chars, tokens[i]).ptr;
+  }
+  std::memcpy(at, kTail.data(), kTail.size());
+  out.shrink(room - static_cast<size_t>(at + kTail.size() - begin));
+}
+
 template <class Emitter>
 void encode_chunk_as(Buffer& out, const OutputChunk& chunk) {
   const size_t room = max_bytes(chunk);
@@ -310,6 +331,8 @@ void encode_chunk(Buffer& out, Codec codec, const OutputChunk& chunk) {
   assert(chunk.logprobs.empty() || chunk.top.size() == chunk.tokens.size() * chunk.top_width);
   if (codec == Codec::kMsgpack) {
     encode_chunk_as<MsgpackEmitter>(out, chunk);
+  } else if (is_plain(chunk)) {
+    encode_plain_json(out, chunk.tokens);
   } else {
     encode_chunk_as<JsonEmitter>(out, chunk);
   }
