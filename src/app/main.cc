@@ -19,9 +19,13 @@ int main(int argc, char** argv) {
     return dyn::app::kExitConfiguration;
   }
   switch (command->kind) {
-    case ParsedCommand::Kind::kPrint: std::cout << command->text; return 0;
-    case ParsedCommand::Kind::kBench: return dyn::app::bench::run_bench(command->arguments);
-    case ParsedCommand::Kind::kServe: break;
+    case ParsedCommand::Kind::kPrint:
+      std::cout << command->text;
+      return 0;
+    case ParsedCommand::Kind::kBench:
+      return dyn::app::bench::run_bench(command->arguments);
+    case ParsedCommand::Kind::kServe:
+      break;
   }
   dyn::log::init(command->config.log);
   dyn::app::log_notices(*command);

@@ -22,8 +22,8 @@ struct MadeEngine {
   llm::TokenId bos = 1;  // for probes: a token that the model knows
 };
 
-// The directory whose config.json, tokenizer.json, ... frontends load: the tokenizer's where one is given.
-Result<std::string> card_directory(const WorkerConfig& config);
+// The files of the model that frontends load, found and digested.
+Result<llm::ModelFiles> find_card_files(const WorkerConfig& config);
 
 Result<MadeEngine> make_engine(const WorkerConfig& config, const llm::ModelFiles& files);
 

@@ -25,7 +25,9 @@ constexpr char kTarget[] = "serve";
 // The streams that a drain limit left are told to move on; this long they have to take the message.
 constexpr milliseconds kLastWords{2'000};
 
-milliseconds to_ms(double seconds) { return milliseconds(std::llround(std::max(0.0, seconds) * 1000)); }
+milliseconds to_ms(double seconds) {
+  return milliseconds(std::llround(std::max(0.0, seconds) * 1000));
+}
 
 runtime::TcpOptions tcp_options(const WorkerConfig& config) {
   runtime::TcpOptions options;
@@ -60,9 +62,7 @@ WorkerProcess::~WorkerProcess() {
 }
 
 Result<void> WorkerProcess::start() {
-  auto directory = card_directory(config_);
-  if (!directory) return directory.error();
-  auto files = llm::find_model_files(*directory, config_.custom_jinja_template);
+  auto files = find_card_files(config_);
   if (!files) return files.error();
   files_ = std::move(*files);
   if (auto opened = open_ports(); !opened) return opened;
@@ -120,9 +120,9 @@ Result<void> WorkerProcess::load_engine() {
     return answered.error().with_context("warm-up request");
   }
   const auto caps = engine_->caps();
-  DYN_INFO(kTarget, "engine '{}' is warm ({} ms): {} KV blocks of {} tokens, {} sequences, {} tokens a step, context {}",
-           caps.name,
-           std::chrono::duration_cast<milliseconds>(std::chrono::steady_clock::now() - begin).count(),
+  DYN_INFO(kTarget,
+           "engine '{}' is warm ({} ms): {} KV blocks of {} tokens, {} sequences, {} tokens a step, context {}",
+           caps.name, std::chrono::duration_cast<milliseconds>(std::chrono::steady_clock::now() - begin).count(),
            caps.total_kv_blocks, caps.kv_block_size, caps.max_batch_size, caps.max_num_tokens, caps.max_seq_len);
   worker::export_engine_metrics(registry_, *engine_, *dispatcher_, {{"model", config_.served_model_name}});
 
@@ -167,10 +167,10 @@ Result<void> WorkerProcess::publish() {
   if (!transport) return transport.error();
   health_.add_endpoint(endpoint_.name, /*has_canary=*/true);
 
-  registration_.emplace(*discovery_,
-                        worker::ServedModel{.card = make_card(),
-                                            .traits = {.device_type = "cpu",
-                                                       .codec = config_.msgpack_codec ? "msgpack" : "json"}});
+  registration_.emplace(
+      *discovery_,
+      worker::ServedModel{.card = make_card(),
+                          .traits = {.device_type = "cpu", .codec = config_.msgpack_codec ? "msgpack" : "json"}});
   if (auto published = registration_->publish(endpoint_, *transport); !published) return published;
   start_canary();
   DYN_INFO(kTarget, "serving '{}' as dyn://{}", config_.served_model_name, runtime::to_string(endpoint_));

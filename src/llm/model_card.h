@@ -39,11 +39,14 @@ struct ModelFiles {
   bool has_chat_template = false;  // in a file of its own or inside tokenizer_config.json
   // max_position_embeddings of config.json, else model_max_length of tokenizer_config.json.
   std::optional<uint32_t> max_context_length;
+  std::optional<uint32_t> vocab_size;  // of config.json, when it says so at its top
 };
 
 // Reads and digests the files. `custom_chat_template`: a path that replaces the directory's own template; empty: none.
+// `tokenizer_directory`: where tokenizer and chat template are, when not in the model's directory.
 // Errors name the file: kNotFound for a missing one, kInvalidArgument for one that is no JSON object.
-Result<ModelFiles> find_model_files(const std::string& directory, const std::string& custom_chat_template = {});
+Result<ModelFiles> find_model_files(const std::string& directory, const std::string& custom_chat_template = {},
+                                    const std::string& tokenizer_directory = {});
 
 // Digest and size of one file.
 Result<ModelFile> digest_file(const std::string& path);

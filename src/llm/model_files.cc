@@ -68,20 +68,29 @@ Result<ModelFile> digest_file(const std::string& path) {
   return file;
 }
 
-Result<ModelFiles> find_model_files(const std::string& directory, const std::string& custom_chat_template) {
+Result<ModelFiles> find_model_files(const std::string& directory, const std::string& custom_chat_template,
+                                    const std::string& tokenizer_directory) {
   std::error_code failed;
   if (!fs::is_directory(directory, failed)) return not_found("model directory " + directory + " does not exist");
+  const std::string& tokenizer_side = tokenizer_directory.empty() ? directory : tokenizer_directory;
+  if (!fs::is_directory(tokenizer_side, failed)) {
+    return not_found("tokenizer directory " + tokenizer_side + " does not exist");
+  }
   ModelFiles files;
-  files.directory = (fs::absolute(directory) / "x").lexically_normal().parent_path().string();
+  const auto absolute = [](const std::string& path) {
+    return (fs::absolute(path) / "x").lexically_normal().parent_path().string();
+  };
+  files.directory = absolute(directory);
   const auto inside = [&](const char* name) { return files.directory + "/" + name; };
+  const auto beside_tokenizer = [at = absolute(tokenizer_side)](const char* name) { return at + "/" + name; };
 
   auto config = digest_file(inside("config.json"));
   if (!config) return config.error();
   files.config = std::move(*config);
-  auto tokenizer = digest_file(inside("tokenizer.json"));
+  auto tokenizer = digest_file(beside_tokenizer("tokenizer.json"));
   if (!tokenizer) return tokenizer.error();
   files.tokenizer = std::move(*tokenizer);
-  auto tokenizer_config = digest_if_present(inside("tokenizer_config.json"));
+  auto tokenizer_config = digest_if_present(beside_tokenizer("tokenizer_config.json"));
   if (!tokenizer_config) return tokenizer_config.error();
   files.tokenizer_config = std::move(*tokenizer_config);
   auto generation_config = digest_if_present(inside("generation_config.json"));
@@ -89,7 +98,7 @@ Result<ModelFiles> find_model_files(const std::string& directory, const std::str
   files.generation_config = std::move(*generation_config);
 
   if (custom_chat_template.empty()) {
-    auto chat_template = digest_if_present(inside("chat_template.jinja"));
+    auto chat_template = digest_if_present(beside_tokenizer("chat_template.jinja"));
     if (!chat_template) return chat_template.error();
     files.chat_template = std::move(*chat_template);
   } else {
@@ -103,6 +112,7 @@ Result<ModelFiles> find_model_files(const std::string& directory, const std::str
   auto config_json = read_json_object(files.config.path);
   if (!config_json) return config_json.error();
   files.max_context_length = context_length_of(*config_json);
+  files.vocab_size = positive_u32(*config_json, "vocab_size");
   if (files.tokenizer_config) {
     auto json = read_json_object(files.tokenizer_config->path);
     if (!json) return json.error();

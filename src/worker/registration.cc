@@ -11,7 +11,8 @@ ModelRegistration::ModelRegistration(runtime::Discovery& discovery, ServedModel 
     : discovery_(discovery), model_(std::move(model)) {}
 
 ModelRegistration::~ModelRegistration() {
-  withdraw();
+  withdraw_instance();
+  withdraw_card();
 }
 
 Result<void> ModelRegistration::publish(const runtime::EndpointId& endpoint, const runtime::Transport& transport) {
@@ -40,9 +41,13 @@ Result<void> ModelRegistration::publish(const runtime::EndpointId& endpoint, con
   return {};
 }
 
-void ModelRegistration::withdraw_instance() { remove(runtime::kInstancesBucket, instance_key_); }
+void ModelRegistration::withdraw_instance() {
+  remove(runtime::kInstancesBucket, instance_key_);
+}
 
-void ModelRegistration::withdraw_card() { remove(runtime::kModelCardsBucket, card_key_); }
+void ModelRegistration::withdraw_card() {
+  remove(runtime::kModelCardsBucket, card_key_);
+}
 
 void ModelRegistration::remove(const char* bucket, std::optional<std::string>& key) {
   if (!key) return;
