@@ -2,14 +2,12 @@
 // limits or an error, and the option table with settings or an error.
 //
 // The first byte picks the parser: 'j' JSON, 'd' the value of a dotted flag, anything else YAML.
-#include <cstddef>
-#include <cstdint>
-#include <cstdlib>
 #include <string_view>
 
 #include "app/options/command_line.h"
 #include "app/options/settings.h"
 #include "app/options/tree.h"
+#include "fuzz.h"
 
 namespace {
 
@@ -19,35 +17,30 @@ size_t nodes_of(const dyn::app::Tree& tree) {
   return count;
 }
 
-void check(bool condition) {
-  if (!condition) std::abort();
-}
-
 }  // namespace
 
-extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+DYN_FUZZ_TARGET(dyn::Bytes in) {
   using dyn::app::Tree;
-  if (size == 0) return 0;
-  const std::string_view text(reinterpret_cast<const char*>(data) + 1, size - 1);
+  using dyn::fuzz::expect;
+  if (in.empty()) return;
+  const std::string_view text = dyn::as_text(in).substr(1);
   const dyn::app::TreeLimits limits;
   dyn::app::CommandLine line;
   line.dotted.kind = Tree::Kind::kMap;
-  if (data[0] == 'd') {
+  if (dyn::as_text(in)[0] == 'd') {
     line.dotted.keys.emplace_back("max_batch_size");
     line.dotted.items.push_back(dyn::app::dotted_scalar(text));
   } else {
-    auto tree =
-        data[0] == 'j' ? dyn::app::parse_json(text, "fuzz", limits) : dyn::app::parse_yaml(text, "fuzz", limits);
-    if (!tree) return 0;
-    check(nodes_of(*tree) <= limits.max_nodes + 1);
+    auto tree = dyn::as_text(in)[0] == 'j' ? dyn::app::parse_json(text, "fuzz") : dyn::app::parse_yaml(text, "fuzz");
+    if (!tree) return;
+    expect(nodes_of(*tree) <= limits.max_nodes + 1);
     // What is printed as JSON reads back as the same tree, unless it holds bytes that are no UTF-8.
     const std::string printed = tree->to_json();
     if (auto again = dyn::app::parse_json(printed, "printed", {.max_bytes = printed.size()})) {
-      check(again->to_json() == printed);
+      expect(again->to_json() == printed);
     }
     line.dotted = *std::move(tree);
   }
   auto resolved = dyn::app::resolve_settings(line, {{"DYN_STORE_KV", "file"}});
-  check(resolved.ok() || !resolved.error().message.empty());
-  return 0;
+  expect(resolved.ok() || !resolved.error().message.empty());
 }
