@@ -2,7 +2,7 @@
 
 #include <gtest/gtest.h>
 
-#include "engine/engine_contract_test.h"
+#include "engine/engine_contract.h"
 
 namespace dyn::engine {
 namespace {

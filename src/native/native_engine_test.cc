@@ -5,7 +5,7 @@
 #include <map>
 #include <random>
 
-#include "engine/engine_contract_test.h"
+#include "engine/engine_contract.h"
 #include "native/loop/native_stepper.h"
 #include "native/loop/stop_check.h"
 #include "native/testing/fake_executor.h"

@@ -6,6 +6,8 @@
 #include <map>
 #include <utility>
 
+#include "native/exec/plan_check.h"
+
 namespace dyn::native {
 namespace {
 
@@ -57,49 +59,28 @@ FakeExecutor::FakeExecutor(const FakeExecutorOptions& options)
 
 Result<void> FakeExecutor::enqueue(const StepPlan& plan) {
   if (queue_.size() >= options_.pipeline_depth) return internal_error("more plans than the pipeline is deep");
-  if (auto shape = check_shape(plan); !shape) return shape;
+  if (auto shape = check_plan(plan, options_.limits, options_.vocab_size, samples_enqueued_last_); !shape) return shape;
+  if (auto positions = check_positions(plan); !positions) return positions;
   if (auto writes = check_writes(plan); !writes) return writes;
   for (const SlotStart& start : plan.slot_starts) {
-    if (start.slot >= slots_.size()) return internal_error("a slot that does not exist");
     if (start.prompt.empty()) return internal_error("a slot starts without a prompt");
   }
   Pending& pending = queue_.emplace_back(Pending{&plan, plan, {}});
   // Prompts and answers are promised to be there now, not later: their lengths are all this executor needs.
   for (const SlotStart& start : plan.slot_starts)
     pending.starts.push_back({start.slot, start.sampling, start.generated.size()});
+  samples_enqueued_last_ = plan.samples.size();
   return {};
 }
 
-Result<void> FakeExecutor::check_shape(const StepPlan& plan) const {
-  const ExecutorLimits& limits = options_.limits;
-  const size_t rows = plan.num_rows();
-  if (rows == 0 || rows > limits.max_batch_size) return internal_error(fmt::format("{} rows", rows));
-  if (plan.num_tokens() > limits.max_num_tokens) return internal_error(fmt::format("{} tokens", plan.num_tokens()));
-  if (plan.positions.size() != plan.num_tokens() || plan.context_lens.size() != rows ||
-      plan.page_offsets.size() != rows + 1 || plan.row_offsets.back() != plan.num_tokens() ||
-      plan.page_offsets.back() != plan.pages.size() || plan.samples.size() > rows ||
-      (!plan.from_sample.empty() && plan.from_sample.size() != plan.num_tokens())) {
-    return internal_error("the plan's arrays do not fit each other");
-  }
-  for (size_t row = 0; row < rows; ++row) {
-    const uint32_t tokens = plan.row_offsets[row + 1] - plan.row_offsets[row];
-    const auto context = static_cast<uint32_t>(plan.context_lens[row]);
-    if (tokens == 0 || context < tokens) return internal_error(fmt::format("row {} is empty", row));
-    const uint32_t pages = plan.page_offsets[row + 1] - plan.page_offsets[row];
-    if (pages != (context + limits.tokens_per_block - 1) / limits.tokens_per_block) {
-      return internal_error(fmt::format("row {} has {} pages for {} positions", row, pages, context));
-    }
-    for (uint32_t i = 0; i < tokens; ++i) {
-      const auto position = static_cast<uint32_t>(plan.positions[plan.row_offsets[row] + i]);
-      if (position != context - tokens + i) return internal_error(fmt::format("row {}: position {}", row, position));
-    }
-  }
-  for (const PageId page : plan.pages) {
-    if (page < 0 || static_cast<uint32_t>(page) >= limits.num_pages) return internal_error("a page outside the pool");
-  }
-  for (size_t i = 0; i < plan.samples.size(); ++i) {
-    if (plan.samples[i].row >= rows || (i > 0 && plan.samples[i].row <= plan.samples[i - 1].row)) {
-      return internal_error("sampling rows are out of order");
+// What check_plan() leaves open: rows are consecutive positions at the end of their context.
+Result<void> FakeExecutor::check_positions(const StepPlan& plan) {
+  for (size_t row = 0; row < plan.num_rows(); ++row) {
+    const uint32_t end = plan.row_offsets[row + 1];
+    for (uint32_t t = plan.row_offsets[row]; t < end; ++t) {
+      const auto expected = plan.context_lens[row] - static_cast<int32_t>(end - t);
+      if (plan.positions[t] != expected)
+        return internal_error(fmt::format("row {}: position {}, not {}", row, plan.positions[t], expected));
     }
   }
   return {};
@@ -139,12 +120,8 @@ Result<void> FakeExecutor::run_row(const StepPlan& plan, size_t row) {
   for (uint32_t t = first; t < plan.row_offsets[row + 1]; ++t) {
     TokenId token = plan.tokens[t];
     if (token == kTokenOfPreviousStep) {
-      if (plan.from_sample.empty() || plan.from_sample[t] >= previous_samples_.size()) {
-        return internal_error(fmt::format("row {}: a token of a sampling row that does not exist", row));
-      }
       token = previous_samples_[plan.from_sample[t]];
     }
-    if (token >= options_.vocab_size) return internal_error(fmt::format("row {}: token {}", row, token));
     name = extend(name, token);
     entry(plan, row, static_cast<size_t>(plan.positions[t])) = {name, plan.positions[t], token};
     row_last_[row] = token;
@@ -154,7 +131,7 @@ Result<void> FakeExecutor::run_row(const StepPlan& plan, size_t row) {
 }
 
 Result<void> FakeExecutor::sample(const SampleRow& row, StepResult& result) {
-  if (row.slot >= slots_.size() || !slots_[row.slot].started) return internal_error("a slot that was not started");
+  if (!slots_[row.slot].started) return internal_error("a slot that was not started");
   Slot& slot = slots_[row.slot];
   if (row.position != slot.next_position) {
     return internal_error(

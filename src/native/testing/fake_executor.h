@@ -67,7 +67,7 @@ class FakeExecutor final : public Executor {
     std::vector<Start> starts;
   };
 
-  Result<void> check_shape(const StepPlan& plan) const;
+  static Result<void> check_positions(const StepPlan& plan);
   Result<void> check_writes(const StepPlan& plan) const;
   Result<void> run_row(const StepPlan& plan, size_t row);
   Result<void> sample(const SampleRow& row, StepResult& result);
@@ -80,6 +80,7 @@ class FakeExecutor final : public Executor {
   std::vector<uint64_t> row_names_;        // of the last token of each row, 0: none
   std::vector<TokenId> row_last_;          // that token
   std::vector<TokenId> previous_samples_;  // of the step before
+  size_t samples_enqueued_last_ = 0;
   uint64_t steps_ = 0;
 };
 

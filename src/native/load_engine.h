@@ -1,0 +1,56 @@
+// From a model directory or name to a native engine on this machine's CPU.
+//
+//   auto loaded = load_engine({.model = "Qwen/Qwen3-0.6B", .max_batch_size = 32});
+//   if (!loaded) return loaded.error();      // one line: what, and what to do
+//   loaded->engine->start(observer);         // runs a warm-up request
+//
+// Everything that can be refused is refused before weights are read. Nothing is downloaded. Zero means "choose" where
+// a member says so. Ownership: the caller owns the result. Thread rules: call from one thread; reads the environment.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "base/result.h"
+#include "engine/engine.h"
+#include "native/model/model_config.h"
+#include "native/model/weights.h"
+#include "native/native_engine.h"
+
+namespace dyn::native {
+
+struct LoadOptions {
+  std::string model;  // directory, or the name of a model in the Hugging Face cache
+  LoadFormat load_format = LoadFormat::kSafetensors;
+
+  uint32_t max_batch_size = 64;
+  uint32_t max_num_tokens = 512;  // of a step; longer prompts are computed in chunks
+  uint32_t max_seq_len = 0;       // prompt and answer; 0: what the model was made for
+
+  uint32_t tokens_per_block = 32;
+  uint64_t kv_cache_bytes = 0;       // size of the KV pool; 0: kv_cache_fraction of the memory left after loading
+  double kv_cache_fraction = 0.5;    // in (0, 1)
+  uint64_t kv_cache_max_tokens = 0;  // an upper limit of the pool besides; 0: none
+  unsigned threads = 0;              // 0: all usable CPUs
+
+  uint32_t tensor_parallel_size = 1;  // more than 1 of these three is refused
+  uint32_t pipeline_parallel_size = 1;
+  uint32_t expert_parallel_size = 1;
+
+  NativeEngineOptions engine;
+};
+
+struct LoadedEngine {
+  std::unique_ptr<engine::Engine> engine;
+  ModelConfig config;
+  std::string directory;  // of config.json and tokenizer
+};
+
+Result<LoadedEngine> load_engine(const LoadOptions& options);
+
+// Pages of the KV pool for these options when `free_bytes` are left after loading.
+Result<uint32_t> kv_pages(const LoadOptions& options, uint32_t max_seq_len, uint64_t bytes_per_page,
+                          uint64_t free_bytes);
+
+}  // namespace dyn::native
