@@ -50,5 +50,6 @@ def mock_worker(box: lab.Lab, store: lab.FileStore, tiny_model: str):
     """Starts mock workers: mock_worker("--mock-step-ms", "5", env={...})."""
     def start(*flags: str, **options) -> Worker:
         options.setdefault("served_model_name", "tiny")
-        return Worker(box, store, "--model", tiny_model, "--engine", "mock", *flags, **options).wait_ready()
+        return Worker(box, store, "--model", tiny_model, "--engine", "mock", "--mock-vocab-size",
+                      str(lab.TINY_VOCAB_SIZE), *flags, **options).wait_ready()
     return start

@@ -27,6 +27,7 @@ def cluster(smollm2):
         # Each model on a component of its own: frontends balance over all instances of an endpoint.
         workers = {
             "mock": Worker(box, store, "--model", box.tiny_model(), "--engine", "mock", "--mock-tokens", "echo",
+                           "--mock-vocab-size", str(lab.TINY_VOCAB_SIZE),
                            "--mock-step-ms", "2", "--max-seq-len", str(MOCK_MAX_SEQ_LEN), "--component-name", "mock",
                            served_model_name="mock", name="worker-mock").wait_ready(),
             "smollm2": Worker(box, store, "--model", smollm2, "--engine", "native", "--max-seq-len", "1024",

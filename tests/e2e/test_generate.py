@@ -35,8 +35,8 @@ def test_chat_stream_gives_the_same_text(frontend, model):
     assert events[-1].data == "[DONE]"
     chunks = [event.json for event in events if event.json]
     assert lab.text_of(iter(events)) == whole["choices"][0]["message"]["content"]
-    finishes = [c["choices"][0]["finish_reason"] for c in chunks if c["choices"] and c["choices"][0]["finish_reason"]]
-    assert finishes == ["length"]
+    finishes = [choice.get("finish_reason") for chunk in chunks for choice in chunk["choices"]]
+    assert [reason for reason in finishes if reason] == ["length"]
     usages = [c["usage"] for c in chunks if c.get("usage")]
     assert usages[-1]["completion_tokens"] == 12
     assert usages[-1]["prompt_tokens"] == whole["usage"]["prompt_tokens"]
@@ -115,12 +115,16 @@ def test_without_max_tokens_the_context_is_the_limit(frontend, mock):
     mock.wait_idle()
 
 
-def test_stop_string(frontend, model):
-    body = dict(max_tokens=24, ignore_eos=True, temperature=0)
+def test_stop_string(frontend, model, since_1_5):
+    body = dict(max_tokens=24, temperature=0)  # with ignore_eos frontends drop the stop strings
     text = frontend.completion(model, PROMPT, **body)["choices"][0]["text"]
     stop = text.split()[2]
     reply = frontend.completion(model, PROMPT, stop=[stop], **body)["choices"][0]
-    assert reply["text"] == text[:text.index(stop)]
+    if since_1_5:
+        assert reply["text"] == text[:text.index(stop)]
+    else:  # older frontends have already sent the tokens that only begin the stop string
+        assert text[:text.index(stop) + len(stop) - 1].startswith(reply["text"])
+        assert len(reply["text"]) >= text.index(stop)
     assert reply["finish_reason"] == "stop"
     kept = frontend.completion(model, PROMPT, stop=[stop], include_stop_str_in_output=True, **body)["choices"][0]
     assert kept["text"] == text[:text.index(stop) + len(stop)]

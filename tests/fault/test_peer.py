@@ -13,8 +13,6 @@ import dynamo_lab as lab
 from dynamo_lab import mock_tokens
 from dynamo_lab.peer import Peer, request_body, request_frame, tokens_of
 
-TINY_VOCABULARY = 261
-
 
 async def collect(stream) -> list[int]:
     return [token async for item in stream for token in tokens_of(item)]
@@ -30,7 +28,7 @@ async def answer(transport: str, prompt: list[int], count: int) -> list[int]:
 
 
 def expected(prompt: list[int], count: int) -> list[int]:
-    tokens = mock_tokens.hashed(prompt, TINY_VOCABULARY)
+    tokens = mock_tokens.hashed(prompt, lab.TINY_VOCAB_SIZE)
     return [next(tokens) for _ in range(count)]
 
 

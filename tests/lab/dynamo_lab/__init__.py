@@ -21,8 +21,8 @@ from .frontend import (Frontend, HttpError, SseEvent, chat_body, home, installed
                        version_key)
 from .process import LabError, Process, clean_environment, free_port, on_free_port, wait_for
 from .store import FileStore
-from .tiny_model import make_tiny_model
+from .tiny_model import TINY_VOCAB_SIZE, make_tiny_model
 
-__all__ = ["FileStore", "Frontend", "HttpError", "Lab", "LabError", "Process", "SseEvent",
+__all__ = ["FileStore", "Frontend", "HttpError", "Lab", "LabError", "Process", "SseEvent", "TINY_VOCAB_SIZE",
            "chat_body", "clean_environment", "free_port", "home", "installed_versions",
            "make_tiny_model", "on_free_port", "text_of", "version_key", "wait_for"]

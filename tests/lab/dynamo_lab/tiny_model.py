@@ -7,6 +7,9 @@ import os
 import pathlib
 
 
+TINY_VOCAB_SIZE = 261  # 256 bytes and 5 special tokens
+
+
 def make_tiny_model(directory: str | os.PathLike, *, context_length: int = 4096) -> str:
     """A model directory with a byte-level tokenizer: token id == byte value, specials above 255.
 
@@ -44,7 +47,7 @@ def make_tiny_model(directory: str | os.PathLike, *, context_length: int = 4096)
                 "{% if add_generation_prompt %}<|assistant|>{% endif %}")
     files = {
         "config.json": {
-            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": 261,
+            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "vocab_size": TINY_VOCAB_SIZE,
             "bos_token_id": 256, "eos_token_id": 257, "hidden_size": 64, "intermediate_size": 128,
             "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 2,
             "max_position_embeddings": context_length, "rms_norm_eps": 1e-5,
