@@ -143,7 +143,8 @@ TEST_P(Golden, AFullResponse) {
 }
 
 TEST_P(Golden, ADisconnectedClientIsAKill) {
-  const std::vector<TwoPart> parts = frames(file("response-1-frontend-to-worker.bin"));
+  const std::string text = file("response-1-frontend-to-worker.bin");
+  const std::vector<TwoPart> parts = frames(text);
   ASSERT_EQ(parts.size(), 1U);
   EXPECT_EQ(decode_control(parts[0]), ControlWord::kKill);
   EXPECT_GT(frames(file("response-1-worker-to-frontend.bin")).size(), 2U);

@@ -74,6 +74,10 @@ JsonReader::JsonReader(Bytes text, Padding padding, unsigned max_depth)
     fail("more than " + std::to_string(kMaxJsonBytes) + " bytes of JSON");
     return;
   }
+  if (text.empty()) {  // perhaps without an address
+    fail("malformed JSON: no text");
+    return;
+  }
   auto& parser = state_->parser;
   simdjson::error_code error = simdjson::SUCCESS;
   // simdjson's depth counts one more than the containers.

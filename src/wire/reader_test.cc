@@ -415,7 +415,8 @@ TEST(MsgpackReader, ExtensionsAreSkippedNotRead) {
 TEST(MsgpackReader, StringsAreUtf8AndKeysAreStrings) {
   std::string value;
   EXPECT_FALSE(MsgpackReader(bytes_of("\xA1\xFF")).read(value));
-  MsgpackReader in(bytes_of("\x81\x01\x02"));
+  const std::string number_key = "\x81\x01\x02";
+  MsgpackReader in(bytes_of(number_key));
   EXPECT_FALSE(in.read_object([&](std::string_view) { return in.skip(); }));
   EXPECT_THAT(in.finish().error().message, HasSubstr("expected a string as the key, got a number"));
 }
