@@ -52,8 +52,8 @@ struct Table {
 };
 
 const Table& table() {
-  static const Table kTable;
-  return kTable;
+  static const Table instance;
+  return instance;
 }
 
 Error expected(const Option& option, std::string_view got) {
@@ -329,12 +329,12 @@ std::string_view group_title(Group group) {
 }
 
 std::span<const Group> all_groups() {
-  static const std::vector<Group> kAll = [] {
+  static const std::vector<Group> all = [] {
     std::vector<Group> groups;
     for (const GroupText& text : kGroups) groups.push_back(text.group);
     return groups;
   }();
-  return kAll;
+  return all;
 }
 
 std::string_view to_string(Effect effect) {

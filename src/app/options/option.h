@@ -66,6 +66,8 @@ enum class Effect : uint8_t { kHonoured, kNoEffect, kRefused };
 // How many arguments the flag takes; booleans take none but may be given one with '='.
 enum class Arity : uint8_t { kUsual, kOptional };
 
+// Every member has an initialiser, so that rows may leave it out without a warning.
+// NOLINTBEGIN(readability-redundant-member-init)
 struct Option {
   std::string_view name;          // the flag without dashes; else the engine key; else the environment variable
   std::string_view aliases = {};  // further flags, space separated
@@ -96,6 +98,7 @@ struct Option {
   std::string_view expands = {};
   bool secret = false;  // never printed
 };
+// NOLINTEND(readability-redundant-member-init)
 
 // A converted value. monostate: unset. kBytes is int64_t; kEnum, kText, kPath, kJson, kAny are text.
 using Value = std::variant<std::monostate, bool, int64_t, double, std::string, std::vector<std::string>>;

@@ -27,7 +27,7 @@ TEST(Help, ShowsHonouredFlagsByGroup) {
   const std::string help = help_text();
   EXPECT_THAT(help, HasSubstr("--max-batch-size N"));
   EXPECT_THAT(help, HasSubstr("KV cache (--help=kv-cache)"));
-  EXPECT_THAT(help, HasSubstr("--publish-metrics, --no-publish-metrics"));
+  EXPECT_THAT(help, HasSubstr("--health-check-enabled, --no-health-check-enabled"));
   EXPECT_THAT(help, Not(HasSubstr("--tensor-parallel-size")));
   EXPECT_THAT(help, Not(HasSubstr("dit-ring-size")));
 }

@@ -315,13 +315,6 @@ constexpr Option kOptions[] = {
      .note = "0.8 only"},
 
     // ---- KV events and metrics
-    {.name = "publish-metrics",
-     .env = "*",
-     .type = Type::kBool,
-     .fallback = "false",
-     .group = Group::kEvents,
-     .help = "Expose the engine's trtllm_* metrics on the system server.",
-     .note = "since 1.6"},
     {.name = "publish-events-and-metrics",
      .env = "*",
      .type = Type::kBool,
@@ -396,12 +389,6 @@ constexpr Option kOptions[] = {
      .metavar = "SECONDS",
      .group = Group::kHealth,
      .help = "Time a canary has to answer."},
-    {.name = "health-check-payload",
-     .env = "DYN_HEALTH_CHECK_PAYLOAD",
-     .type = Type::kText,
-     .metavar = "JSON|@FILE",
-     .group = Group::kHealth,
-     .help = "Request that is sent as canary: a JSON object, or @ and a file that holds one."},
 
     // ---- Shutdown
     {.name = "grace-period-secs",
@@ -478,10 +465,9 @@ constexpr Option kOptions[] = {
      .type = Type::kInt,
      .low = 1,
      .high = int64_t{1} << 31,
-     .fallback = "32000",
      .metavar = "N",
      .group = Group::kMock,
-     .help = "Token ids of the mock engine stay below this."},
+     .help = "Token ids of the mock engine stay below this. Default: the vocabulary of the model."},
     {.name = "mock-kv-blocks",
      .env = "*",
      .type = Type::kInt,

@@ -1,7 +1,6 @@
 #include "app/options/worker_config.h"
 
 #include <arpa/inet.h>
-#include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -9,14 +8,12 @@
 #include <cctype>
 
 #include "app/options/text.h"
-#include "base/posix.h"
 #include "base/threads.h"
 
 namespace dyn::app {
 
 namespace {
 
-constexpr size_t kMaxPayloadBytes = 1 << 20;
 constexpr uint32_t kQueueBesideEngineLimit = 16;  // Dynamo 1.5
 constexpr uint32_t kQueueAlone = 40'000;          // Dynamo 1.5
 
@@ -138,7 +135,7 @@ class Builder {
     mock.tokens = tokens == "echo"        ? MockTokenKind::kEcho
                   : tokens == "timestamp" ? MockTokenKind::kTimestamp
                                           : MockTokenKind::kHash;
-    mock.vocab_size = count("mock-vocab-size");
+    mock.vocab_size = optional<uint32_t>("mock-vocab-size").value_or(0);
     mock.kv_blocks = static_cast<uint64_t>(settings_.integer("mock-kv-blocks"));
     mock.die_after_steps = optional<uint64_t>("mock-die-after-steps");
     mock.stall_after_steps = optional<uint64_t>("mock-stall-after-steps");
@@ -241,7 +238,6 @@ class Builder {
   }
 
   void health() {
-    config_.publish_metrics = settings_.boolean("publish-metrics");
     const int64_t port = settings_.integer("system-port");
     if (port >= 0) config_.system_port = static_cast<uint16_t>(port);
     config_.system_host = settings_.text("system-host");
@@ -255,22 +251,6 @@ class Builder {
     config_.health_check_enabled = settings_.boolean("health-check-enabled");
     config_.health_check_wait_secs = settings_.number("health-check-wait-secs");
     config_.health_check_timeout_secs = settings_.number("health-check-timeout-secs");
-    if (settings_.has("health-check-payload")) payload(settings_.text("health-check-payload"));
-  }
-
-  void payload(std::string text) {
-    if (text.starts_with('@')) {
-      auto file = open_fd(text.substr(1), O_RDONLY | O_CLOEXEC);
-      auto read = file ? read_all(file->get(), kMaxPayloadBytes) : Result<std::string>(file.error());
-      if (!read) return fail("health-check-payload", read.error().message, "give a readable file after the @");
-      text = *std::move(read);
-    }
-    auto tree = parse_json(text, "payload");
-    if (!tree || tree->kind != Tree::Kind::kMap) {
-      return fail("health-check-payload", tree ? "it is no JSON object" : tree.error().message,
-                  "give a request as a JSON object, or @FILE");
-    }
-    config_.health_check_payload = std::move(text);
   }
 
   const Settings& settings_;

@@ -31,7 +31,7 @@ enum class MockTokenKind : uint8_t { kHash, kEcho, kTimestamp };
 struct MockConfig {
   double step_ms = 10;
   MockTokenKind tokens = MockTokenKind::kHash;
-  uint32_t vocab_size = 0;
+  uint32_t vocab_size = 0;  // 0: the model's
   uint64_t kv_blocks = 0;
   std::optional<uint64_t> die_after_steps;
   std::optional<uint64_t> stall_after_steps;
@@ -88,8 +88,7 @@ struct WorkerConfig {
   bool serve_completions = true;
   uint32_t migration_limit = 0;
 
-  // ---- Metrics, health
-  bool publish_metrics = false;
+  // ---- Health
   std::optional<uint16_t> system_port;  // empty: no server; 0: chosen by the system
   std::string system_host;
   std::string health_path;
@@ -99,7 +98,6 @@ struct WorkerConfig {
   bool health_check_enabled = false;
   double health_check_wait_secs = 10;
   double health_check_timeout_secs = 3;
-  std::string health_check_payload;  // JSON object; empty: the worker's own
 
   // ---- Shutdown
   double grace_period_secs = 5;

@@ -103,17 +103,11 @@ TEST(WorkerConfig, Health) {
   environment["DYN_SYSTEM_USE_ENDPOINT_HEALTH_STATUS"] = R"(["generate", "other"])";
   environment["DYN_HEALTH_CHECK_ENABLED"] = "true";
   environment["DYN_CANARY_WAIT_TIME"] = "1.5";
-  environment["DYN_HEALTH_CHECK_PAYLOAD"] = R"({"token_ids":[1]})";
   const WorkerConfig c = config({}, environment);
   EXPECT_EQ(c.system_port, 0);
   EXPECT_THAT(c.health_endpoints, ElementsAre("generate", "other"));
   EXPECT_TRUE(c.health_check_enabled);
   EXPECT_EQ(c.health_check_wait_secs, 1.5);
-  EXPECT_EQ(c.health_check_payload, R"({"token_ids":[1]})");
-  const TempFile payload(R"({"a":1})");
-  EXPECT_EQ(config({"--health-check-payload", "@" + payload.path()}).health_check_payload, R"({"a":1})");
-  EXPECT_THAT(error_of(parse({"--health-check-payload", "[1]"})), HasSubstr("no JSON object"));
-  EXPECT_THAT(error_of(parse({"--health-check-payload", "@/nope"})), HasSubstr("No such file"));
   EXPECT_THAT(error_of(parse({"--system-live-path", "live"})), HasSubstr("a path starts with '/'"));
 }
 
