@@ -82,7 +82,7 @@ def test_slow_reader_is_cut_off_and_disturbs_nobody(box, store, mock_worker):
                          "--response-buffer-bytes", "64KiB")
 
     async def scenario() -> tuple[int, str]:
-        async with Peer(receive_buffer=4096) as peer:
+        async with Peer(receive_buffer=128 * 1024) as peer:
             stream = await peer.open(worker.transport, request_body([1], max_tokens=3_000_000))
             while worker.metric("dynamo_trtllm_streams_total", end="too_slow") == 0:
                 await asyncio.sleep(0.05)
