@@ -118,7 +118,8 @@ Result<void> check(const ModelCard& card, std::string_view model_type) {
   if (card.files.config.path.empty()) return invalid_argument("config.json is not set");
   if (card.files.tokenizer.path.empty()) return invalid_argument("tokenizer.json is not set");
   if (has_flag(model_type, "Chat") && !card.files.tokenizer_config) {
-    return invalid_argument("frontends need " + card.files.directory +
+    const std::string& tokenizer = card.files.tokenizer.path;
+    return invalid_argument("frontends need " + tokenizer.substr(0, tokenizer.rfind('/')) +
                             "/tokenizer_config.json for a chat model; without it serve \"Completions\" only");
   }
   if (has_flag(model_type, "Chat") && has_flag(model_type, "Prefill")) {

@@ -63,6 +63,19 @@ TEST_F(ModelDirectory, ContextLengthOfOtherPlaces) {
   EXPECT_EQ(files().max_context_length, 512U);
 }
 
+TEST_F(ModelDirectory, TokenizerOfAnotherDirectory) {
+  const TempDir other;
+  std::ofstream(other / "tokenizer.json") << "{\"other\":1}";
+  write("config.json", R"({"vocab_size":261})");
+  const auto found = find_model_files(dir_.path(), {}, other.path());
+  ASSERT_TRUE(found.ok()) << found.error().message;
+  EXPECT_EQ(found->config.path, dir_ / "config.json");
+  EXPECT_EQ(found->tokenizer.path, other / "tokenizer.json");
+  EXPECT_FALSE(found->tokenizer_config.has_value());
+  EXPECT_EQ(found->vocab_size, 261U);
+  EXPECT_THAT(find_model_files(dir_.path(), {}, "/nowhere").error().message, HasSubstr("/nowhere"));
+}
+
 TEST_F(ModelDirectory, ErrorsNameTheFile) {
   const auto error = [&](const std::string& chat_template = {}) {
     const auto found = find_model_files(dir_.path(), chat_template);
