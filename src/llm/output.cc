@@ -380,6 +380,8 @@ ErrorItem to_error_item(const Error& error) {
     case Code::kNotFound:
       return {ErrorType::kInvalidArgument, error.message, 404};
     case Code::kOverloaded:
+      // Not as something to try elsewhere: a frontend that is told to leaves this worker alone for seconds.
+      return {ErrorType::kUnknown, error.message, 503};
     case Code::kUnavailable:
     case Code::kEngineDead:
       return {ErrorType::kEngineShutdown, error.message, 0};

@@ -75,8 +75,8 @@ struct ErrorItem {
 // stream it becomes status 400 in every version.
 void encode_error(Buffer& out, Codec codec, const ErrorItem& item);
 
-// How an Error is told to a frontend: bad arguments and unsupported options with code 400, a dead engine or an overload
-// as something to try elsewhere, the rest as unknown. The view points into `error`.
+// How an Error is told to a frontend: bad arguments and unsupported options with code 400, an overload with code 503,
+// a dead or draining engine as something to try elsewhere, the rest as unknown. The view points into `error`.
 ErrorItem to_error_item(const Error& error);
 
 }  // namespace dyn::llm
