@@ -223,6 +223,9 @@ TEST(EncodeError, FromAnError) {
   const Error dead{Code::kEngineDead, "dead"};
   EXPECT_EQ(to_error_item(dead).type, ErrorType::kEngineShutdown);
   EXPECT_EQ(to_error_item(dead).http_code, 0);
+  const Error full{Code::kOverloaded, "queue full"};
+  EXPECT_EQ(to_error_item(full).type, ErrorType::kUnknown);
+  EXPECT_EQ(to_error_item(full).http_code, 503);
   const Error internal = internal_error("?");
   EXPECT_EQ(to_error_item(internal).type, ErrorType::kUnknown);
 }
