@@ -1,0 +1,218 @@
+#include "native/model/weights.h"
+
+#include <fmt/format.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstring>
+#include <map>
+
+#include "base/test_support.h"
+#include "native/model/safetensors_test_support.h"
+
+namespace dyn::native {
+namespace {
+
+using testing::HasSubstr;
+
+ModelConfig small() {
+  ModelConfig c;
+  c.architecture = "Qwen2ForCausalLM";
+  c.vocab_size = 6;
+  c.hidden_size = 4;
+  c.intermediate_size = 3;
+  c.num_layers = 1;
+  c.num_heads = 2;
+  c.num_kv_heads = 1;
+  c.head_dim = 2;
+  c.max_positions = 8;
+  c.qkv_bias = true;
+  return c;
+}
+
+// A checkpoint in memory: every byte of a tensor is its place in the list of names, so that each part can be
+// recognised.
+struct Stored {
+  std::string dtype;
+  std::vector<uint64_t> shape;
+  std::string bytes;
+};
+using Files = std::map<std::string, Stored>;
+
+Files complete(const ModelConfig& c, const std::string& dtype = "BF16") {
+  std::map<std::string, std::vector<uint64_t>> shapes = {
+      {"model.embed_tokens.weight", {c.vocab_size, c.hidden_size}},
+      {"lm_head.weight", {c.vocab_size, c.hidden_size}},
+      {"model.norm.weight", {c.hidden_size}},
+      {"model.layers.0.input_layernorm.weight", {c.hidden_size}},
+      {"model.layers.0.post_attention_layernorm.weight", {c.hidden_size}},
+      {"model.layers.0.self_attn.q_proj.weight", {c.q_size(), c.hidden_size}},
+      {"model.layers.0.self_attn.k_proj.weight", {c.kv_size(), c.hidden_size}},
+      {"model.layers.0.self_attn.v_proj.weight", {c.kv_size(), c.hidden_size}},
+      {"model.layers.0.self_attn.q_proj.bias", {c.q_size()}},
+      {"model.layers.0.self_attn.k_proj.bias", {c.kv_size()}},
+      {"model.layers.0.self_attn.v_proj.bias", {c.kv_size()}},
+      {"model.layers.0.self_attn.o_proj.weight", {c.hidden_size, c.q_size()}},
+      {"model.layers.0.mlp.gate_proj.weight", {c.intermediate_size, c.hidden_size}},
+      {"model.layers.0.mlp.up_proj.weight", {c.intermediate_size, c.hidden_size}},
+      {"model.layers.0.mlp.down_proj.weight", {c.hidden_size, c.intermediate_size}},
+  };
+  Files files;
+  char mark = 1;
+  for (const auto& [name, shape] : shapes) {
+    uint64_t bytes = dtype == "F32" ? 4 : 2;
+    for (uint64_t n : shape) bytes *= n;
+    files[name] = {dtype, shape, std::string(bytes, mark++)};
+  }
+  return files;
+}
+
+void write_checkpoint(const TempDir& dir, const Files& files) {
+  std::string header;
+  std::string data;
+  for (const auto& [name, t] : files) {
+    header += fmt::format(R"({}"{}":{{"dtype":"{}","shape":[{}],"data_offsets":[{},{}]}})", header.empty() ? "{" : ",",
+                          name, t.dtype, fmt::join(t.shape, ","), data.size(), data.size() + t.bytes.size());
+    data += t.bytes;
+  }
+  write_file(dir / "model.safetensors", safetensors_bytes(header + "}", data));
+}
+
+Result<Weights> load(const ModelConfig& config, const Files& files, const LoadProgress& progress = {}) {
+  const TempDir dir;
+  write_checkpoint(dir, files);
+  return load_weights(config, dir.path(), LoadFormat::kSafetensors, progress);
+}
+
+std::string refused(const ModelConfig& config, const Files& files) {
+  auto weights = load(config, files);
+  EXPECT_FALSE(weights.ok());
+  return weights ? "" : weights.error().message;
+}
+
+std::string bytes_of(const Matrix& m) {
+  return {reinterpret_cast<const char*>(m.data), m.bytes()};
+}
+
+TEST(LoadWeights, FusesAndKeepsEveryBitOfMatrices) {
+  const ModelConfig config = small();
+  for (const char* dtype : {"BF16", "F16", "F32"}) {
+    Files files = complete(config, dtype);
+    uint64_t last = 0;
+    uint64_t total = 0;
+    auto weights = load(config, files, [&](uint64_t done, uint64_t all) {
+      EXPECT_GE(done, last);
+      last = done;
+      total = all;
+    });
+    ASSERT_TRUE(weights.ok()) << weights.error().message;
+    EXPECT_EQ(last, total);
+    EXPECT_GT(total, 0U);
+    const LayerWeights& layer = weights->layers.at(0);
+    const std::string attention = "model.layers.0.self_attn.";
+    EXPECT_EQ(to_string(layer.qkv.type), dtype);
+    EXPECT_EQ(layer.qkv.rows, config.qkv_size());
+    EXPECT_EQ(layer.qkv.cols, config.hidden_size);
+    EXPECT_EQ(bytes_of(layer.qkv), files[attention + "q_proj.weight"].bytes + files[attention + "k_proj.weight"].bytes +
+                                       files[attention + "v_proj.weight"].bytes);
+    EXPECT_EQ(bytes_of(layer.gate_up),
+              files["model.layers.0.mlp.gate_proj.weight"].bytes + files["model.layers.0.mlp.up_proj.weight"].bytes);
+    EXPECT_EQ(bytes_of(layer.down), files["model.layers.0.mlp.down_proj.weight"].bytes);
+    EXPECT_EQ(bytes_of(weights->lm_head), files["lm_head.weight"].bytes);
+    EXPECT_EQ(reinterpret_cast<uintptr_t>(layer.qkv.data) % 64, 0U);
+    EXPECT_NE(layer.qkv_bias, nullptr);
+    EXPECT_EQ(layer.o_bias, nullptr);
+    EXPECT_EQ(layer.q_norm, nullptr);
+  }
+}
+
+TEST(LoadWeights, WidensVectors) {
+  const ModelConfig config = small();
+  const struct {
+    const char* dtype;
+    std::string bytes;  // 1.5, -2, the smallest number, infinity
+    float third;
+  } cases[] = {{"BF16", {"\xC0\x3F\x00\xC0\x01\x00\x80\x7F", 8}, 0x1p-133F},
+               {"F16", {"\x00\x3E\x00\xC0\x01\x00\x00\x7C", 8}, 0x1p-24F},
+               {"F32", {"\x00\x00\xC0\x3F\x00\x00\x00\xC0\x01\x00\x00\x00\x00\x00\x80\x7F", 16}, 0x1p-149F}};
+  for (const auto& c : cases) {
+    Files files = complete(config);
+    files["model.norm.weight"] = {c.dtype, {4}, c.bytes};
+    auto weights = load(config, files);
+    ASSERT_TRUE(weights.ok()) << weights.error().message;
+    EXPECT_EQ(weights->final_norm[0], 1.5F) << c.dtype;
+    EXPECT_EQ(weights->final_norm[1], -2.0F) << c.dtype;
+    EXPECT_EQ(weights->final_norm[2], c.third) << c.dtype;
+    EXPECT_EQ(weights->final_norm[3], std::numeric_limits<float>::infinity()) << c.dtype;
+  }
+}
+
+TEST(LoadWeights, NamesTheTensorThatDoesNotFit) {
+  const ModelConfig config = small();
+  Files files = complete(config);
+  files.erase("model.layers.0.self_attn.k_proj.weight");
+  EXPECT_THAT(refused(config, files), HasSubstr("tensor 'model.layers.0.self_attn.k_proj.weight': missing"));
+
+  files = complete(config);
+  files["model.layers.0.self_attn.q_norm.weight"] = {"BF16", {2}, "abcd"};
+  EXPECT_THAT(refused(config, files), HasSubstr("q_norm.weight': Qwen2ForCausalLM has no such tensor"));
+
+  files = complete(config);
+  std::swap(files["model.layers.0.mlp.gate_proj.weight"].shape[0],
+            files["model.layers.0.mlp.gate_proj.weight"].shape[1]);
+  EXPECT_THAT(refused(config, files), HasSubstr("gate_proj.weight': shape [4, 3], config.json asks for [3, 4]"));
+
+  files = complete(config);
+  files["model.norm.weight"] = {"F8_E4M3", {4}, "abcd"};
+  EXPECT_THAT(refused(config, files), HasSubstr("'model.norm.weight': dtype F8_E4M3 is not supported"));
+
+  files = complete(config);
+  files["lm_head.weight"].dtype = "F16";
+  EXPECT_THAT(refused(config, files),
+              HasSubstr("'lm_head.weight': dtype F16 but 'model.embed_tokens.weight' has BF16"));
+
+  files = complete(config);
+  files["model.layers.0.self_attn.rotary_emb.inv_freq"] = {"F32", {1}, "abcd"};  // of old converters
+  EXPECT_TRUE(load(config, files).ok());
+}
+
+TEST(LoadWeights, KnowsTiedEmbeddings) {
+  ModelConfig config = small();
+  Files files = complete(config);
+  files.erase("lm_head.weight");
+  EXPECT_THAT(refused(config, files), HasSubstr("does not say 'tie_word_embeddings': true"));
+
+  config.tie_embeddings = true;
+  auto weights = load(config, files);
+  ASSERT_TRUE(weights.ok()) << weights.error().message;
+  EXPECT_EQ(weights->lm_head.data, weights->embedding.data);
+  EXPECT_EQ(weights->lm_head.rows, config.vocab_size);
+
+  // Qwen3-0.6B stores its tied head a second time.
+  files["lm_head.weight"] = files["model.embed_tokens.weight"];
+  EXPECT_TRUE(load(config, files).ok());
+  files["lm_head.weight"].bytes[0] ^= 1;
+  EXPECT_THAT(refused(config, files), HasSubstr("'lm_head.weight': differs from the embedding"));
+}
+
+TEST(LoadWeights, MakesRepeatableDummies) {
+  ModelConfig config = small();
+  config.vocab_size = 1000;
+  config.hidden_size = 128;
+  auto a = load_weights(config, "/nowhere", LoadFormat::kDummy);
+  auto b = load_weights(config, "", LoadFormat::kDummy);
+  ASSERT_TRUE(a.ok() && b.ok());
+  EXPECT_EQ(bytes_of(a->embedding), bytes_of(b->embedding));
+  EXPECT_EQ(a->layers[0].qkv.type, DataType::kBf16);
+  EXPECT_EQ(a->final_norm[0], 1.0F);
+  EXPECT_EQ(a->layers[0].qkv_bias[0], 0.0F);
+  std::vector<std::string> rows;
+  const std::string all = bytes_of(a->embedding);
+  for (size_t r = 0; r < config.vocab_size; ++r) rows.push_back(all.substr(r * 256, 256));
+  std::ranges::sort(rows);
+  EXPECT_EQ(std::ranges::adjacent_find(rows), rows.end()) << "two rows alike";
+}
+
+}  // namespace
+}  // namespace dyn::native
