@@ -83,7 +83,8 @@ def run(options: argparse.Namespace) -> None:
         frontend = box.frontend(options.frontend, store, port=options.port or default_port())
         worker = box.worker([str(options.worker), "--model", str(options.model), "--served-model-name", name], store,
                             # Nothing else is in this store, so nobody needs time to look for another worker.
-                            env={"DYN_GRACEFUL_SHUTDOWN_GRACE_PERIOD_SECS": "0"}, name="worker")
+                            env={"DYN_GRACEFUL_SHUTDOWN_GRACE_PERIOD_SECS": "0", "DYN_TCP_RPC_HOST": "127.0.0.1"},
+                            name="worker")
         print(f"frontend {options.frontend} on {frontend.address}, loading {name} ...", flush=True)
 
         def listed() -> bool:
