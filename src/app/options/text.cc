@@ -121,6 +121,7 @@ size_t edit_distance(std::string_view a, std::string_view b) {
 
 std::optional<std::string> closest(std::string_view word, std::span<const std::string> candidates) {
   constexpr size_t kMaxWord = 128;  // a longer one is no typing error
+  constexpr size_t kMinPrefix = 6;
   if (word.empty() || word.size() > kMaxWord) return std::nullopt;
   std::string wanted = to_lower(word);
   std::replace(wanted.begin(), wanted.end(), '_', '-');
@@ -133,6 +134,15 @@ std::optional<std::string> closest(std::string_view word, std::span<const std::s
     if (distance < best_distance) {
       best_distance = distance;
       best = &candidate;
+    }
+  }
+  if (best == nullptr && word.size() >= kMinPrefix) {
+    // A wrong letter in a shortened name: "max-bach" for "max-batch-size".
+    for (const std::string& candidate : candidates) {
+      for (const size_t length : {word.size(), word.size() + 1}) {
+        if (best == nullptr && edit_distance(word, std::string_view(candidate).substr(0, length)) <= 1)
+          best = &candidate;
+      }
     }
   }
   if (best == nullptr) return std::nullopt;

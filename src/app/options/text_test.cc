@@ -42,6 +42,7 @@ TEST(Text, ClosestFindsTypingErrorsOnly) {
   EXPECT_EQ(closest("max-bach-size", names), "max-batch-size");
   EXPECT_EQ(closest("max_batch_size", names), "max-batch-size");
   EXPECT_EQ(closest("mdoel", names), "model");
+  EXPECT_EQ(closest("max-bach", names), "max-batch-size");
   EXPECT_EQ(closest("kv-cache-config", names), "kv_cache_config");
   EXPECT_FALSE(closest("temperature", names));
   EXPECT_FALSE(closest("", names));
