@@ -22,7 +22,7 @@ TEST(Precedence, HighestLayerWinsInEveryCombination) {
     SCOPED_TRACE(set);
     std::vector<std::string> arguments;
     Environment environment = file_store();
-    int64_t expected = 2048;
+    int64_t expected = 256;
     Layer layer = Layer::kDefault;
     size_t given = 0;
     const auto add = [&](unsigned bit, Layer its_layer, int64_t value) {

@@ -25,8 +25,8 @@ TEST(WorkerConfig, DefaultsAreThoseOfTheOriginal) {
   const WorkerConfig c = config({});
   EXPECT_EQ(c.model, "TinyLlama/TinyLlama-1.1B-Chat-v1.0");
   EXPECT_EQ(c.served_model_name, c.model);
-  EXPECT_EQ(c.max_batch_size, 2048U);
-  EXPECT_EQ(c.max_num_tokens, 8192U);
+  EXPECT_EQ(c.max_batch_size, 256U);
+  EXPECT_EQ(c.max_num_tokens, 512U);
   EXPECT_FALSE(c.max_seq_len);
   EXPECT_EQ(c.kv_block_size, 32U);
   EXPECT_TRUE(c.enable_block_reuse);
