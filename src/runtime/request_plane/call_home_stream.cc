@@ -84,6 +84,7 @@ void CallHomeStream::connect() {
   const tcp::endpoint endpoint(address, peer_.port);
   if (!error) socket_.open(endpoint.protocol(), error);
   if (!error) socket_.set_option(tcp::no_delay(true), error);
+  if (!error) socket_.set_option(tcp::socket::keep_alive(true), error);
   if (!error) socket_.non_blocking(true, error);
   if (error) {
     on_connect(error);

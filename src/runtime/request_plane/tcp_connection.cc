@@ -40,6 +40,8 @@ void TcpConnection::start() {
   boost::system::error_code error;
   socket_.non_blocking(true, error);
   if (!error) socket_.set_option(tcp::no_delay(true), error);
+  // Nothing else would ever tell that the host of an idle caller has vanished.
+  if (!error) socket_.set_option(tcp::socket::keep_alive(true), error);
   if (error) {
     close();
     return;
