@@ -110,6 +110,23 @@ TEST_P(EngineContract, MinTokensKeepsStopTokensAway) {
   }
 }
 
+TEST_P(EngineContract, MinTokensEndsWhereItSays) {
+  launch();
+  const Answer reference = run(contract_request(1, contract_prompt(5), 10));
+  const auto begin = reference.tokens.begin();
+  const TokenId stop = reference.tokens[4];
+  const auto first = static_cast<uint32_t>(std::find(begin, reference.tokens.end(), stop) - begin);
+  Request request = contract_request(2, contract_prompt(5), 10);
+  request.stop_token_ids = {stop};
+  request.min_tokens = first;  // reached just before the stop token
+  EXPECT_EQ(run(request).tokens.size(), first);
+  request.id = 3;
+  request.min_tokens = first + 1;
+  const Answer longer = run(request);
+  ASSERT_GT(longer.tokens.size(), first);
+  EXPECT_NE(longer.tokens[first], stop);
+}
+
 TEST_P(EngineContract, LogprobsHaveTheWidthAskedFor) {
   launch();
   for (const uint32_t width : {0U, 1U, 5U}) {

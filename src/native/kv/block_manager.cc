@@ -34,7 +34,7 @@ std::span<const TokenId> BlockManager::tokens_of(PageId page) const {
 }
 
 BlockHash BlockManager::hash_of(const BlockTable& table, const Parent& parent, std::span<const TokenId> block) const {
-  return llm::chain_block_hash(parent.hash, llm::hash_block_tokens(block, table.seed_));
+  return llm::chain_block_hash(parent.hash, llm::hash_block_tokens(block, table.seed_)) >> (64 - options_.hash_bits);
 }
 
 PageId BlockManager::find(BlockHash hash) const {

@@ -39,6 +39,7 @@ struct BlockManagerOptions {
   uint32_t tokens_per_block = 32;
   bool enable_reuse = true;
   bool record_events = true;  // somebody takes them with take_events()
+  uint32_t hash_bits = 64;    // fewer only in tests, to see collisions
 };
 
 // The pages of one sequence, in order. Made and changed by a BlockManager only.

@@ -218,7 +218,12 @@ class RouterIndex {
 };
 
 // 10^5 random operations against a model that knows what is in every page.
-class BlockManagerProperty : public ::testing::TestWithParam<uint32_t> {};
+struct PoolCase {
+  uint32_t num_pages;
+  uint32_t hash_bits;
+};
+
+class BlockManagerProperty : public ::testing::TestWithParam<PoolCase> {};
 
 struct Live {
   BlockTable table;
@@ -235,14 +240,14 @@ uint64_t prefix_name(const Live& live, size_t position) {
 }
 
 TEST_P(BlockManagerProperty, NoLeakNoDoubleUseNoStaleDataNoWriteToASharedPage) {
-  const uint32_t num_pages = GetParam();
+  const uint32_t num_pages = GetParam().num_pages;
   constexpr uint32_t kBlock = 4;
   const auto seed = std::random_device{}();
   SCOPED_TRACE("seed " + std::to_string(seed));
   std::mt19937 random(seed);
   const auto below = [&](uint32_t limit) { return static_cast<uint32_t>(random() % limit); };
 
-  BlockManager blocks({.num_pages = num_pages, .tokens_per_block = kBlock});
+  BlockManager blocks({.num_pages = num_pages, .tokens_per_block = kBlock, .hash_bits = GetParam().hash_bits});
   std::vector<std::vector<uint64_t>> contents(num_pages, std::vector<uint64_t>(kBlock, 0));
   std::vector<Live> live;
   RouterIndex router;
@@ -337,7 +342,10 @@ TEST_P(BlockManagerProperty, NoLeakNoDoubleUseNoStaleDataNoWriteToASharedPage) {
   EXPECT_EQ(blocks.audit(), "");
 }
 
-INSTANTIATE_TEST_SUITE_P(Sizes, BlockManagerProperty, ::testing::Values(8, 40, 2000));
+INSTANTIATE_TEST_SUITE_P(Sizes, BlockManagerProperty,
+                         ::testing::Values(PoolCase{8, 64}, PoolCase{40, 64}, PoolCase{2000, 64},
+                                           // Most hashes collide: tokens, parent and salt decide.
+                                           PoolCase{40, 3}, PoolCase{2000, 8}));
 
 }  // namespace
 }  // namespace dyn::native

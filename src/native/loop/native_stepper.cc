@@ -135,7 +135,7 @@ Result<bool> NativeStepper::enqueue_next() {
   Flight& flight = flights_[(first_flight_ + num_flights_) % flights_.size()];
   flight.rows.clear();
   for (const ScheduledRow& row : schedule_.rows) {
-    flight.rows.push_back({row.sequence, row.sequence->admissions, row.begin + row.count, row.samples});
+    flight.rows.push_back({row.sequence, row.begin + row.count, row.samples});
     ++row.sequence->plans_in_flight;
   }
   build_plan(schedule_, caps_.kv_block_size, flight.plan);
@@ -207,7 +207,9 @@ void NativeStepper::take_row(const Row& row, size_t sample) {
       return;
     }
   }
-  if (sequence.state == SequenceState::kRunning && sequence.admissions == row.admission) {
+  // Not when it lost its pages after the step was planned. It cannot have got others since: the next plan is made after
+  // this step is collected.
+  if (sequence.state == SequenceState::kRunning) {
     assert(row.context <= sequence.tokens.size());
     blocks_.commit(sequence.table, std::span(sequence.tokens).first(row.context));
   }

@@ -36,10 +36,9 @@ class NativeStepper final : public engine::Stepper {
   [[nodiscard]] const BlockManager& blocks() const { return blocks_; }
 
  private:
-  // A row of a step in flight. `admission` tells whether the sequence still has the pages it had when planned.
+  // A row of a step in flight.
   struct Row {
     Sequence* sequence = nullptr;
-    uint32_t admission = 0;
     uint32_t context = 0;  // KV positions computed after the step
     bool samples = false;
   };

@@ -122,8 +122,8 @@ void Scheduler::count_overtake(const Sequence& admitted) {
 }
 
 bool Scheduler::admit(Sequence& sequence) {
-  // Preempted a moment ago: its last token is still being sampled.
-  if (sequence.num_pending > 0) return false;
+  // A preempted one may have had a token in flight; it was collected before this schedule is made.
+  assert(sequence.num_pending == 0);
   const std::span<const TokenId> known = sequence.tokens;
   const uint64_t most = blocks_.pages_for(sequence.max_kv_tokens());
   const uint64_t wanted =
