@@ -163,7 +163,8 @@ Result<void> WorkerProcess::publish() {
       endpoint_, discovery_->instance_id(),
       [handler = handler_.get()](runtime::IncomingRequest request, std::shared_ptr<runtime::ResponseStream> stream) {
         handler->handle(std::move(request), std::move(stream));
-      });
+      },
+      {{"model", config_.served_model_name}});
   if (!transport) return transport.error();
   health_.add_endpoint(endpoint_.name, /*has_canary=*/true);
 
