@@ -86,6 +86,22 @@ TEST(CpuExecutor, LongSequencesDoNotDependOnHowTheyWereBuilt) {
   }
 }
 
+// Pages of 1024 tokens cut a sequence into other parts than pages of 32: the sums are the same up to rounding.
+TEST(CpuExecutor, PartsOfASequenceAddUp) {
+  Top results[2];
+  for (size_t i = 0; i < 2; ++i) {
+    auto executor = make(limits_of(i == 0 ? 32 : 1024), 2);
+    StepDriver driver(*executor);
+    auto& s = driver.add({.prompt = prompt_of(1300, 3), .logprobs = 96});
+    driver.generate(s, 2);
+    results[i] = s.top;
+  }
+  for (size_t i = 0; i < 96; ++i) {
+    EXPECT_EQ(results[0][0][i].id, results[1][0][i].id);
+    EXPECT_NEAR(results[0][0][i].logprob, results[1][0][i].logprob, 2e-5);
+  }
+}
+
 TEST(CpuExecutor, PagesMayHoldRubbishBeyondTheContext) {
   auto executor = make(limits_of(32, 128), 1);
   auto run = [&](std::vector<TokenId> prompt) {
