@@ -1,7 +1,6 @@
 // The CPU executor against transformers in fp32: greedy tokens of every golden prompt, log-probabilities close.
 //
-// Models are made by scripts/models (tests/models/*.py); they are looked for in $DYN_TEST_MODELS, $DYN_MODELS_DIR,
-// ~/.cache/dynamo-trtllm/models. Their absence is a failure: a suite that skips what it is for is no suite.
+// golden_models.h says where the models are. Their absence is a failure: a suite that skips what it is for is no suite.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -9,10 +8,10 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
-#include "base/env.h"
 #include "native/exec/cpu/cpu_executor.h"
 #include "native/exec/step_driver.h"
 #include "native/model/model_dir.h"
+#include "native/testing/golden_models.h"
 
 namespace dyn::native {
 namespace {
@@ -30,15 +29,8 @@ constexpr bool kSanitized = false;
 
 constexpr size_t kTop = 5;
 
-std::string models_directory() {
-  for (const char* name : {"DYN_TEST_MODELS", "DYN_MODELS_DIR"}) {
-    if (auto directory = env(name)) return *directory;
-  }
-  return env("XDG_CACHE_HOME").value_or(env("HOME").value_or("") + "/.cache") + "/dynamo-trtllm/models";
-}
-
 nlohmann::json golden(const std::string& name) {
-  std::ifstream file(std::string(DYN_SOURCE_DIR) + "/tests/golden/" + name);
+  std::ifstream file(golden_file(name));
   return nlohmann::json::parse(file);
 }
 
