@@ -37,7 +37,7 @@ Result<UniqueFd> open_fd(const std::string& path, int flags, unsigned mode) {
 
 Result<std::string> read_all(int fd, size_t max_bytes) {
   std::string text;
-  std::array<char, 16 * 1024> part{};
+  std::array<char, 16384> part{};
   for (;;) {
     const ssize_t got = ::read(fd, part.data(), part.size());
     if (got == 0) return text;

@@ -33,8 +33,8 @@ using ErrorCode = boost::system::error_code;
 constexpr char kLog[] = "http";
 constexpr std::chrono::milliseconds kAcceptPause(100);  // after running out of descriptors
 constexpr std::chrono::milliseconds kLingerTimeout(2000);
-constexpr size_t kMaxLingerBytes = 1024 * 1024;
-constexpr size_t kReadChunkBytes = 16 * 1024;
+constexpr size_t kMaxLingerBytes = size_t{1024} * 1024;
+constexpr size_t kReadChunkBytes = size_t{16} * 1024;
 
 bool equal_ignoring_case(std::string_view a, std::string_view b) {
   return beast::iequals(a, b);
@@ -124,6 +124,7 @@ class HttpSession : public std::enable_shared_from_this<HttpSession> {
   void close() {
     if (state_ == State::kClosed) return;
     state_ = State::kClosed;
+    const auto self = shared_from_this();  // the list may hold the last reference
     ErrorCode ignored;
     timer_.cancel();
     socket_.close(ignored);
@@ -200,6 +201,7 @@ class HttpSession : public std::enable_shared_from_this<HttpSession> {
   }
 
   void read_body() {
+    // NOLINTNEXTLINE(bugprone-unchecked-optional-access): read_request() made it
     http::async_read(socket_, buffer_, *parser_, [self = shared_from_this()](const ErrorCode& error, size_t) {
       if (self->state_ == State::kClosed) return;
       if (error) {
@@ -228,7 +230,7 @@ class HttpSession : public std::enable_shared_from_this<HttpSession> {
   void handle() {
     enter(State::kHandling);
     no_limit();
-    auto message = parser_->release();
+    auto message = parser_->release();  // NOLINT(bugprone-unchecked-optional-access): read_request() made it
     parser_.reset();
     keep_alive_ = message.keep_alive();
     old_version_ = message.version() < 11;
@@ -310,7 +312,9 @@ class HttpSession : public std::enable_shared_from_this<HttpSession> {
     const auto reason = http::obsolete_reason(static_cast<http::status>(response.status));
     out_ = fmt::format("HTTP/1.1 {} {}\r\nContent-Type: {}\r\nContent-Length: {}\r\n", response.status,
                        std::string_view(reason.data(), reason.size()), response.content_type, response.body.size());
-    for (const auto& [name, value] : response.headers) out_ += name + ": " + value + "\r\n";
+    for (const auto& [name, value] : response.headers) {
+      out_.append(name).append(": ").append(value).append("\r\n");
+    }
     if (!keep_alive_) {
       out_ += "Connection: close\r\n";
     } else if (old_version_) {
@@ -391,8 +395,7 @@ void HttpServer::Impl::add(tcp::socket socket) {
     const auto victim =
         std::find_if(sessions.begin(), sessions.end(), [](const auto& session) { return session->expendable(); });
     if (victim == sessions.end()) return;  // all are busy: the new one is closed
-    const auto keep = *victim;             // close() takes it off the list
-    keep->close();
+    (*victim)->close();
   }
   const auto session = std::make_shared<HttpSession>(std::move(socket), shared_from_this());
   session->begin(sessions.insert(sessions.end(), session));
@@ -403,10 +406,7 @@ void HttpServer::Impl::close_all() {
   ErrorCode ignored;
   acceptor.close(ignored);
   pause.cancel();
-  while (!sessions.empty()) {
-    const auto session = sessions.front();
-    session->close();
-  }
+  while (!sessions.empty()) sessions.front()->close();
 }
 
 HttpServer::HttpServer(EventLoop& loop, HttpServerOptions options)

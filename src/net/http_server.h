@@ -58,8 +58,8 @@ using AsyncHttpHandler = std::function<void(const HttpRequest&, HttpReply)>;
 struct HttpServerOptions {
   std::string host = "0.0.0.0";  // IP literal or a name
   uint16_t port = 0;             // 0: a free one
-  size_t max_header_bytes = 16 * 1024;
-  size_t max_body_bytes = 1024 * 1024;
+  size_t max_header_bytes = size_t{16} * 1024;
+  size_t max_body_bytes = size_t{1024} * 1024;
   size_t max_connections = 128;
   std::chrono::milliseconds idle_timeout{60'000};     // between requests
   std::chrono::milliseconds request_timeout{10'000};  // from the first byte of a request to its last

@@ -103,7 +103,8 @@ std::shared_ptr<MemStore> make_mem_store() {
 
 std::unique_ptr<Discovery> make_mem_discovery(std::shared_ptr<MemStore> store) {
   static const std::shared_ptr<MemStore> process_store = make_mem_store();
-  return std::make_unique<MemDiscovery>(store ? std::move(store) : process_store);
+  if (!store) store = process_store;
+  return std::make_unique<MemDiscovery>(std::move(store));
 }
 
 }  // namespace dyn::runtime

@@ -15,7 +15,7 @@
 namespace dyn::runtime {
 
 // The largest value written or read. Model cards are some KiB; etcd refuses requests above 1.5 MiB by default.
-inline constexpr size_t kMaxRecordBytes = 1024 * 1024;
+inline constexpr size_t kMaxRecordBytes = size_t{1024} * 1024;
 
 // "v1/instances": parts of [A-Za-z0-9_-], separated by one slash.
 Result<void> check_bucket(const std::string& bucket);

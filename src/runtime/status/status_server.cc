@@ -114,7 +114,6 @@ Result<void> StatusServer::start() {
   if (auto started = http_.start(); !started) {
     return started.error().with_context("the system status server (DYN_SYSTEM_HOST, DYN_SYSTEM_PORT)");
   }
-  DYN_INFO(kLog, "system status server listens on {}:{}", options_.host, http_.port());
   return {};
 }
 
