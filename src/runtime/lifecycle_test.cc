@@ -65,8 +65,9 @@ class ShutdownTest : public ::testing::Test {
     actions.delete_cards = [this] { note("cards"); };
     actions.stop_accepting = [this] { note("stop"); };
     actions.drain = [this](milliseconds) {
-      if (!streams_) note("drained");
-      return !streams_;
+      const bool none_left = !streams_;
+      if (none_left) note("drained");
+      return none_left;
     };
     actions.end_streams = [this] { note("cut"); };
     actions.close_stores = [this] { note("stores"); };
