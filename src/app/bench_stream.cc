@@ -156,7 +156,11 @@ class ArgumentReader {
 
  private:
   Result<std::string_view> value() {
-    if (inline_value_) return *std::exchange(inline_value_, std::nullopt);
+    if (inline_value_) {
+      const std::string_view text = *inline_value_;
+      inline_value_.reset();
+      return text;
+    }
     if (args_.empty()) return invalid_argument(std::string(name_) + " needs a value");
     const std::string_view text = args_.front();
     args_ = args_.subspan(1);

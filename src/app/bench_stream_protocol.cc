@@ -148,7 +148,7 @@ Result<Target> parse_target(std::string_view address) {
 
 std::vector<Target> read_instances(const std::string& root, const InstanceFilter& filter) {
   namespace fs = std::filesystem;
-  constexpr size_t kMaxRecordBytes = 1024 * 1024;
+  constexpr size_t kMaxRecordBytes = 1'048'576;
   std::vector<Target> targets;
   std::error_code error;
   for (const auto& entry : fs::directory_iterator(fs::path(root) / "v1" / "instances", error)) {

@@ -80,6 +80,7 @@ RunSummary median_of(const std::vector<RunSummary>& runs) {
         &RunSummary::switches_per_ktoken, &RunSummary::involuntary_per_ktoken, &RunSummary::p50_us, &RunSummary::p99_us,
         &RunSummary::p999_us, &RunSummary::max_us, &RunSummary::sink_cpu_us_per_token, &RunSummary::others_cpus}) {
     std::vector<double> values;
+    values.reserve(runs.size());
     for (const RunSummary& run : runs) values.push_back(run.*member);
     result.*member = median(std::move(values));
   }

@@ -7,8 +7,8 @@
 #include <sys/epoll.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
+#include <ctime>
 
 #include <algorithm>
 
@@ -20,7 +20,7 @@ namespace {
 
 constexpr unsigned kMaxPendingStreams = 256;  // requests sent whose first token has not come
 constexpr unsigned kStreamsPerLink = 512;     // requests of one request connection
-constexpr size_t kScratchBytes = 256 * 1024;
+constexpr size_t kScratchBytes = 262'144;
 constexpr int kMaxEvents = 512;
 constexpr int32_t kAbsurdLatencyUs = 60'000'000;
 
@@ -211,7 +211,7 @@ Result<void> Sink::take_bytes(Connection& connection, Bytes bytes) {
 
 // Handles every complete message at the front; returns the bytes it used.
 Result<size_t> Sink::parse(Connection& connection, Bytes bytes) {
-  constexpr wire::TwoPartLimits kLimits{.max_header_bytes = 64 * 1024, .max_message_bytes = 4 * 1024 * 1024};
+  constexpr wire::TwoPartLimits kLimits{.max_header_bytes = 65'536, .max_message_bytes = 4'194'304};
   size_t used = 0;
   while (connection.fd && used < bytes.size()) {
     wire::TwoPart part;

@@ -1,8 +1,8 @@
 #include "app/bench_stream_stats.h"
 
 #include <fcntl.h>
-#include <time.h>
 #include <unistd.h>
+#include <ctime>
 
 #include <algorithm>
 #include <charconv>
