@@ -82,6 +82,13 @@ def gtest_count(text: str, status: int) -> Count:
     return Count(passed, failed or (1 if status or not passed else 0))
 
 
+def sanitizer_environment() -> dict[str, str]:
+    symbolizer = f"/usr/bin/llvm-symbolizer-{os.environ.get('DYN_LLVM_VERSION', '19')}"
+    return {"ASAN_OPTIONS": f"detect_stack_use_after_return=1:quarantine_size_mb=8:external_symbolizer_path={symbolizer}",
+            "UBSAN_OPTIONS": f"print_stacktrace=1:external_symbolizer_path={symbolizer}",
+            "TSAN_OPTIONS": f"halt_on_error=0:second_deadlock_stack=1:external_symbolizer_path={symbolizer}"}
+
+
 def ctest(log: Log, preset: str, rooms: tuple[str, ...] | None = None) -> Count:
     if log.command("scripts/models", "--all"):  # golden tests compute with them
         return Count(0, 1)
@@ -90,11 +97,7 @@ def ctest(log: Log, preset: str, rooms: tuple[str, ...] | None = None) -> Count:
             "--timeout", str(CTEST_TIMEOUT_S), "--no-tests=error"]
     if rooms:
         argv += ["-R", "^(" + "|".join(rooms) + ")$"]
-    symbolizer = f"/usr/bin/llvm-symbolizer-{os.environ.get('DYN_LLVM_VERSION', '19')}"
-    status = log.command(*argv, env={
-        "ASAN_OPTIONS": f"detect_stack_use_after_return=1:external_symbolizer_path={symbolizer}",
-        "UBSAN_OPTIONS": f"print_stacktrace=1:external_symbolizer_path={symbolizer}",
-        "TSAN_OPTIONS": f"halt_on_error=0:second_deadlock_stack=1:external_symbolizer_path={symbolizer}"})
+    status = log.command(*argv, env=sanitizer_environment())
     return gtest_count((folder / "Testing/Temporary/LastTest.log").read_text(errors="replace"), status)
 
 
@@ -116,7 +119,12 @@ def stage_docs(log: Log) -> Count:
 
 
 def stage_asan(log: Log) -> Count:
-    return ctest(log, "asan") if build(log, "asan") else Count(0, 1)
+    """Unit tests, then the whole worker under callers that misbehave."""
+    if not build(log, "asan"):
+        return Count(0, 1)
+    return ctest(log, "asan") + pytest(log, "tests/fault/test_peer.py", frontends=FRONTENDS[-1:],
+                                       env={"DYN_WORKER": str(ROOT / "build/asan/bin/dynamo-trtllm"),
+                                            **sanitizer_environment()})
 
 
 def stage_fuzz(log: Log) -> Count:
@@ -156,11 +164,11 @@ def stage_tsan(log: Log) -> Count:
     return ctest(log, "tsan", tuple(present))
 
 
-def pytest(log: Log, *arguments: object, frontends: list[str]) -> Count:
+def pytest(log: Log, *arguments: object, frontends: list[str], env: dict[str, str] | None = None) -> Count:
     if log.command("tests/lab/setup.sh", *frontends) or log.command("scripts/models", "--all"):
         return Count(0, 1)
     status = log.command(sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments,
-                         env={"DYN_FRONTEND_VERSIONS": " ".join(frontends)})
+                         env={"DYN_FRONTEND_VERSIONS": " ".join(frontends), **(env or {})})
     closing = log.text().splitlines()[-3:]
     numbers = dict((word.rstrip("s"), int(n)) for n, word in re.findall(r"(\d+) (passed|failed|errors?)", "\n".join(closing)))
     failed = numbers.get("failed", 0) + numbers.get("error", 0)
@@ -192,7 +200,7 @@ STAGES = [
     Stage("e2e", "official frontends of all releases, mock and native engine", False, stage_e2e),
     Stage("fault", "killed processes, cut streams, wrong configurations", False, stage_fault),
     Stage("soak", f"{SOAK_MINUTES:g} minutes of streams, cancels and slow readers", False, stage_soak),
-    Stage("asan", "unit tests with address and undefined-behaviour sanitizers", False, stage_asan),
+    Stage("asan", "unit tests and misbehaving callers with address and undefined-behaviour sanitizers", False, stage_asan),
     Stage("fuzz", f"every decoder, {FUZZ_SECONDS} s each", False, stage_fuzz),
     Stage("tsan", "threaded tests with the thread sanitizer", False, stage_tsan),
 ]
