@@ -2,6 +2,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cstdlib>
 #include <regex>
 #include <set>
 #include <thread>
@@ -73,6 +74,17 @@ TEST(Ids, AreRandomAndWellFormed) {
   EXPECT_EQ(to_hex(7587891896486092546ULL), "694d9b7a3c1e5f02");
   EXPECT_TRUE(std::regex_match(random_uuid(),
                                std::regex("[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}")));
+}
+
+TEST(Env, EmptyCountsAsUnset) {
+  constexpr char kName[] = "DYN_BASE_TEST_VARIABLE";
+  ::unsetenv(kName);
+  EXPECT_FALSE(env(kName));
+  ::setenv(kName, "", 1);
+  EXPECT_FALSE(env(kName));
+  ::setenv(kName, " x", 1);
+  EXPECT_EQ(env(kName), " x");
+  ::unsetenv(kName);
 }
 
 TEST(Env, ReadsTruthAsDynamoDoes) {

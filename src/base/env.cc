@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <array>
 #include <cctype>
-#include <cmath>
 #include <cstdlib>
 
 namespace dyn {
@@ -31,24 +30,6 @@ bool is_truthy(std::string_view text) {
 
 bool is_falsy(std::string_view text) {
   return is_one_of(text, std::array<std::string_view, 5>{"", "0", "false", "off", "no"});
-}
-
-Result<double> env_number(const char* name, double fallback) {
-  const auto text = env(name);
-  if (!text) return fallback;
-  char* end = nullptr;
-  const double number = std::strtod(text->c_str(), &end);
-  if (end == text->c_str() + text->size() && std::isfinite(number)) return number;
-  return invalid_argument(std::string(name) + "='" + *text + "' is no number: unset it or give one such as 10 or 2.5");
-}
-
-Result<bool> env_truth(const char* name, bool fallback) {
-  const auto text = env(name);
-  if (!text) return fallback;
-  if (is_truthy(*text)) return true;
-  if (is_falsy(*text)) return false;
-  return invalid_argument(std::string(name) + "='" + *text +
-                          "' is neither true nor false: unset it or use true or false");
 }
 
 }  // namespace dyn

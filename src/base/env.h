@@ -5,8 +5,6 @@
 #include <string>
 #include <string_view>
 
-#include "base/result.h"
-
 namespace dyn {
 
 // The value, or nothing when unset or empty.
@@ -16,9 +14,5 @@ std::optional<std::string> env(const char* name);
 bool is_truthy(std::string_view text);
 // "0", "false", "off", "no", and the empty string.
 bool is_falsy(std::string_view text);
-
-// The value as a number or a truth; `fallback` when unset or empty. Anything else is an error that names the variable.
-Result<double> env_number(const char* name, double fallback);
-Result<bool> env_truth(const char* name, bool fallback);
 
 }  // namespace dyn

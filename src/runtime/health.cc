@@ -3,47 +3,16 @@
 #include <algorithm>
 #include <utility>
 
-#include "base/env.h"
 #include "wire/json_writer.h"
 
 namespace dyn::runtime {
 namespace {
-
-// Dynamo's list syntax, ["generate","clear"], and the plain generate,clear.
-std::vector<std::string> parse_list(const std::string& text) {
-  std::vector<std::string> names;
-  std::string name;
-  for (const char c : text + ",") {
-    if (c == ',') {
-      if (!name.empty()) names.push_back(std::exchange(name, {}));
-    } else if (c != '[' && c != ']' && c != '"' && c != '\'' && c != ' ') {
-      name += c;
-    }
-  }
-  return names;
-}
 
 const char* status_text(bool ready) {
   return ready ? "ready" : "notready";
 }
 
 }  // namespace
-
-Result<HealthOptions> health_options_from_environment() {
-  HealthOptions options;
-  if (const auto status = env("DYN_SYSTEM_STARTING_HEALTH_STATUS")) {
-    if (*status != "ready" && *status != "notready") {
-      return invalid_argument("DYN_SYSTEM_STARTING_HEALTH_STATUS='" + *status +
-                              "' is unknown: use ready or notready, or unset it");
-    }
-    options.starting_ready = *status == "ready";
-  }
-  options.deciding_endpoints = parse_list(env("DYN_SYSTEM_USE_ENDPOINT_HEALTH_STATUS").value_or(""));
-  const auto canary = env_truth("DYN_HEALTH_CHECK_ENABLED", false);
-  if (!canary) return canary.error();
-  options.canary_enabled = *canary;
-  return options;
-}
 
 Health::Health(HealthOptions options) : options_(std::move(options)), process_ready_(options_.starting_ready) {}
 

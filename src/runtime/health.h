@@ -19,8 +19,6 @@
 #include <string>
 #include <vector>
 
-#include "base/result.h"
-
 namespace dyn::runtime {
 
 struct HealthOptions {
@@ -28,7 +26,6 @@ struct HealthOptions {
   std::vector<std::string> deciding_endpoints;  // DYN_SYSTEM_USE_ENDPOINT_HEALTH_STATUS: ["generate"]
   bool canary_enabled = false;                  // DYN_HEALTH_CHECK_ENABLED
 };
-Result<HealthOptions> health_options_from_environment();
 
 class Health {
  public:

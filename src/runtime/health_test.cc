@@ -3,13 +3,11 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <cstdlib>
 #include <thread>
 
 namespace dyn::runtime {
 namespace {
 
-using ::testing::ElementsAre;
 using ::testing::MatchesRegex;
 
 TEST(Health, ReportHasDynamosMembers) {
@@ -112,48 +110,6 @@ TEST(Health, SafeFromManyThreads) {
   for (int i = 0; i < 1000; ++i) (void)health.report();
   setter.join();
   EXPECT_FALSE(health.ready());
-}
-
-class HealthOptionsTest : public ::testing::Test {
- protected:
-  ~HealthOptionsTest() override {
-    for (const char* name :
-         {"DYN_SYSTEM_STARTING_HEALTH_STATUS", "DYN_SYSTEM_USE_ENDPOINT_HEALTH_STATUS", "DYN_HEALTH_CHECK_ENABLED"}) {
-      ::unsetenv(name);
-    }
-  }
-};
-
-TEST_F(HealthOptionsTest, Defaults) {
-  const auto options = health_options_from_environment();
-  ASSERT_TRUE(options.ok());
-  EXPECT_FALSE(options->starting_ready);
-  EXPECT_FALSE(options->canary_enabled);
-  EXPECT_TRUE(options->deciding_endpoints.empty());
-}
-
-TEST_F(HealthOptionsTest, FromTheEnvironment) {
-  ::setenv("DYN_SYSTEM_STARTING_HEALTH_STATUS", "ready", 1);
-  ::setenv("DYN_HEALTH_CHECK_ENABLED", "true", 1);
-  for (const char* list :
-       {R"(["generate", "clear_kv_blocks"])", "[generate,clear_kv_blocks]", "generate,clear_kv_blocks"}) {
-    ::setenv("DYN_SYSTEM_USE_ENDPOINT_HEALTH_STATUS", list, 1);
-    const auto options = health_options_from_environment();
-    ASSERT_TRUE(options.ok());
-    EXPECT_TRUE(options->starting_ready);
-    EXPECT_TRUE(options->canary_enabled);
-    EXPECT_THAT(options->deciding_endpoints, ElementsAre("generate", "clear_kv_blocks")) << list;
-  }
-  ::setenv("DYN_SYSTEM_USE_ENDPOINT_HEALTH_STATUS", "[]", 1);
-  EXPECT_TRUE(health_options_from_environment()->deciding_endpoints.empty());
-}
-
-TEST_F(HealthOptionsTest, NonsenseIsRefused) {
-  ::setenv("DYN_SYSTEM_STARTING_HEALTH_STATUS", "maybe", 1);
-  EXPECT_FALSE(health_options_from_environment().ok());
-  ::unsetenv("DYN_SYSTEM_STARTING_HEALTH_STATUS");
-  ::setenv("DYN_HEALTH_CHECK_ENABLED", "maybe", 1);
-  EXPECT_FALSE(health_options_from_environment().ok());
 }
 
 }  // namespace

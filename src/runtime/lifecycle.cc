@@ -8,7 +8,6 @@
 #include <thread>
 #include <utility>
 
-#include "base/env.h"
 #include "base/log.h"
 #include "base/threads.h"
 
@@ -29,28 +28,11 @@ class RealClock final : public ShutdownClock {
   }
 };
 
-Result<milliseconds> seconds_from_environment(const char* name, milliseconds fallback) {
-  const auto seconds = env_number(name, static_cast<double>(fallback.count()) / 1000);
-  if (!seconds) return seconds.error();
-  return milliseconds(static_cast<int64_t>(std::clamp(*seconds, 0.0, 1e9) * 1000));
-}
-
 }  // namespace
 
 ShutdownClock& ShutdownClock::real() {
   static RealClock clock;
   return clock;
-}
-
-Result<ShutdownOptions> shutdown_options_from_environment() {
-  ShutdownOptions options;
-  const auto grace = seconds_from_environment("DYN_GRACEFUL_SHUTDOWN_GRACE_PERIOD_SECS", options.grace_period);
-  if (!grace) return grace.error();
-  const auto drain = seconds_from_environment("DYN_RUNTIME_GRACEFUL_SHUTDOWN_TIMEOUT_SECS", options.drain_limit);
-  if (!drain) return drain.error();
-  options.grace_period = *grace;
-  options.drain_limit = *drain;
-  return options;
 }
 
 // Shared with the threads of steps that were left behind.

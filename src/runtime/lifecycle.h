@@ -22,8 +22,6 @@
 #include <string>
 #include <vector>
 
-#include "base/result.h"
-
 namespace dyn::runtime {
 
 inline constexpr int kExitOk = 0;
@@ -36,7 +34,6 @@ struct ShutdownOptions {
   std::chrono::milliseconds drain_limit{900'000};  // DYN_RUNTIME_GRACEFUL_SHUTDOWN_TIMEOUT_SECS
   std::chrono::milliseconds step_limit{10'000};    // for each step that only has to do something
 };
-Result<ShutdownOptions> shutdown_options_from_environment();
 
 struct ShutdownReason {
   std::string text;    // "SIGTERM", "lost the etcd lease", "the engine died: ..."

@@ -223,20 +223,5 @@ TEST_F(ShutdownTest, TheDrainIsToldWhatIsLeft) {
   EXPECT_LE(longest, 450);
 }
 
-TEST(ShutdownOptionsTest, FromTheEnvironment) {
-  EXPECT_EQ(shutdown_options_from_environment()->grace_period, seconds(5));
-  EXPECT_EQ(shutdown_options_from_environment()->drain_limit, seconds(900));
-  ::setenv("DYN_GRACEFUL_SHUTDOWN_GRACE_PERIOD_SECS", "0.25", 1);
-  ::setenv("DYN_RUNTIME_GRACEFUL_SHUTDOWN_TIMEOUT_SECS", "30", 1);
-  EXPECT_EQ(shutdown_options_from_environment()->grace_period, milliseconds(250));
-  EXPECT_EQ(shutdown_options_from_environment()->drain_limit, seconds(30));
-  ::setenv("DYN_GRACEFUL_SHUTDOWN_GRACE_PERIOD_SECS", "-3", 1);
-  EXPECT_EQ(shutdown_options_from_environment()->grace_period, seconds(0));
-  ::setenv("DYN_GRACEFUL_SHUTDOWN_GRACE_PERIOD_SECS", "soon", 1);
-  EXPECT_FALSE(shutdown_options_from_environment().ok());
-  ::unsetenv("DYN_GRACEFUL_SHUTDOWN_GRACE_PERIOD_SECS");
-  ::unsetenv("DYN_RUNTIME_GRACEFUL_SHUTDOWN_TIMEOUT_SECS");
-}
-
 }  // namespace
 }  // namespace dyn::runtime

@@ -75,7 +75,7 @@ std::optional<std::string> find_choice(const Option& option, std::string_view wo
 Result<Value> convert_list(const Option& option, std::string_view text) {
   std::vector<std::string> words;
   // DYN_SYSTEM_USE_ENDPOINT_HEALTH_STATUS is written ["a", "b"].
-  for (const std::string_view word : split(text, ", \t[]\"")) {
+  for (const std::string_view word : split(text, ", \t[]\"'")) {
     if (option.choices.empty()) {
       words.emplace_back(word);
       continue;

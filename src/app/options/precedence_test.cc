@@ -205,7 +205,7 @@ TEST(Flags, RangesAndTypesAreChecked) {
                                                         {"max-batch-size", "99999999999999999999"},
                                                         {"max-batch-size", "4.5"},
                                                         {"tcp-rpc-port", "65536"},
-                                                        {"system-port", "-2"},
+                                                        {"system-port", "-32769"},
                                                         {"kv-cache-bytes", "12Q"},
                                                         {"kv-cache-bytes", "1"},
                                                         {"engine-request-limit", "0"},

@@ -251,6 +251,9 @@ class Builder {
     config_.health_check_enabled = settings_.boolean("health-check-enabled");
     config_.health_check_wait_secs = settings_.number("health-check-wait-secs");
     config_.health_check_timeout_secs = settings_.number("health-check-timeout-secs");
+    for (const std::string_view name : {"health-check-wait-secs", "health-check-timeout-secs"}) {
+      if (settings_.number(name) < 0.001) fail(name, "it is less than a millisecond", "give 0.001 or more");
+    }
   }
 
   const Settings& settings_;

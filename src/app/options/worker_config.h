@@ -101,7 +101,7 @@ struct WorkerConfig {
 
   // ---- Shutdown
   double grace_period_secs = 5;
-  double drain_timeout_secs = 30;
+  double drain_timeout_secs = 900;
 
   log::Options log;
   std::string dump_config_to;  // empty: no dump

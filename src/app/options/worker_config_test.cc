@@ -3,6 +3,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <utility>
+#include <vector>
+
 #include "app/options/test_support.h"
 
 namespace dyn::app {
@@ -12,8 +15,15 @@ using ::testing::ElementsAre;
 using testing::error_of;
 using testing::file_store;
 using ::testing::HasSubstr;
+using ::testing::IsEmpty;
 using testing::parse;
 using testing::TempFile;
+
+Environment with(const Environment& variables) {
+  Environment environment = file_store();
+  environment.insert(variables.begin(), variables.end());
+  return environment;
+}
 
 WorkerConfig config(std::vector<std::string> arguments, const Environment& environment = file_store()) {
   auto command = parse(std::move(arguments), environment);
@@ -38,6 +48,20 @@ TEST(WorkerConfig, DefaultsAreThoseOfTheOriginal) {
   EXPECT_TRUE(c.serve_chat && c.serve_completions);
   EXPECT_FALSE(c.endpoint_types_given);
   EXPECT_EQ(c.grace_period_secs, 5);
+  EXPECT_EQ(c.drain_timeout_secs, 900);
+  EXPECT_TRUE(c.tcp_host.empty());
+  EXPECT_EQ(c.tcp_port, 0);
+  EXPECT_EQ(c.tcp_max_message_bytes, 32U << 20);
+  EXPECT_EQ(c.tcp_listen_backlog, 1024);
+  EXPECT_FALSE(c.engine_request_limit);
+  EXPECT_EQ(c.system_host, "0.0.0.0");
+  EXPECT_EQ(c.health_path, "/health");
+  EXPECT_EQ(c.live_path, "/live");
+  EXPECT_FALSE(c.starting_ready);
+  EXPECT_TRUE(c.health_endpoints.empty());
+  EXPECT_FALSE(c.health_check_enabled);
+  EXPECT_EQ(c.health_check_wait_secs, 10);
+  EXPECT_EQ(c.health_check_timeout_secs, 3);
   EXPECT_EQ(c.max_queue_size, 40'000U);
 }
 
@@ -72,6 +96,49 @@ TEST(WorkerConfig, RequestPlane) {
   EXPECT_EQ(c.response_buffer_bytes, 65536U);
   EXPECT_EQ(config({"--engine-request-limit", "8", "--max-queue-size", "0"}).max_queue_size, 0U);
   EXPECT_THAT(error_of(parse({"--tcp-rpc-host", "localhost"})), HasSubstr("IP literals"));
+}
+
+TEST(WorkerConfig, RequestPlaneFromTheEnvironment) {
+  Environment environment = with({{"DYN_TCP_RPC_HOST", "10.0.0.7"},
+                                  {"DYN_TCP_RPC_PORT", "9345"},
+                                  {"DYN_TCP_MAX_MESSAGE_SIZE", "1048576"},
+                                  {"DYN_TCP_LISTEN_BACKLOG", "64"},
+                                  {"DYN_ENGINE_REQUEST_LIMIT", "8"}});
+  const WorkerConfig c = config({}, environment);
+  EXPECT_EQ(c.tcp_host, "10.0.0.7");
+  EXPECT_EQ(c.tcp_port, 9345);
+  EXPECT_EQ(c.tcp_max_message_bytes, 1'048'576U);
+  EXPECT_EQ(c.tcp_listen_backlog, 64);
+  EXPECT_EQ(c.engine_request_limit, 8U);
+  EXPECT_EQ(c.max_queue_size, 16U);
+  environment["DYN_DYNAMO_REQUEST_QUEUE_LIMIT"] = "0";
+  EXPECT_EQ(config({}, environment).max_queue_size, 0U);
+  environment["DYN_DYNAMO_REQUEST_QUEUE_LIMIT"] = "10000000";
+  EXPECT_EQ(config({}, environment).max_queue_size, 10'000'000U);
+}
+
+TEST(WorkerConfig, AVariableOutOfRangeIsNamed) {
+  const std::pair<const char*, std::vector<const char*>> wrong[] = {
+      {"DYN_TCP_RPC_PORT", {"abc", "-1", "70000", "1x"}},
+      {"DYN_TCP_MAX_MESSAGE_SIZE", {"1023", "4294967296", "-1", "much"}},
+      {"DYN_TCP_LISTEN_BACKLOG", {"0", "65536", "x"}},
+      {"DYN_ENGINE_REQUEST_LIMIT", {"0", "-1", "10000001", "1.5"}},
+      {"DYN_DYNAMO_REQUEST_QUEUE_LIMIT", {"-1", "10000001", "x"}},
+      {"DYN_SYSTEM_PORT", {"65536", "80.5", "http", "1e30"}},
+      {"DYN_SYSTEM_HEALTH_PATH", {"health"}},
+      {"DYN_SYSTEM_LIVE_PATH", {"live"}},
+      {"DYN_SYSTEM_STARTING_HEALTH_STATUS", {"maybe"}},
+      {"DYN_HEALTH_CHECK_ENABLED", {"maybe"}},
+      {"DYN_CANARY_WAIT_TIME", {"0", "-1", "soon", "0.0009", "inf", "nan"}},
+      {"DYN_HEALTH_CHECK_REQUEST_TIMEOUT", {"0", "-1", "soon", "0.0009"}},
+      {"DYN_GRACEFUL_SHUTDOWN_GRACE_PERIOD_SECS", {"soon", "5s", "nan"}},
+      {"DYN_RUNTIME_GRACEFUL_SHUTDOWN_TIMEOUT_SECS", {"soon", "inf"}},
+  };
+  for (const auto& [name, values] : wrong) {
+    for (const char* value : values) {
+      EXPECT_THAT(error_of(parse({}, with({{name, value}}))), HasSubstr(name)) << name << "=" << value;
+    }
+  }
 }
 
 TEST(WorkerConfig, EndpointTypes) {
@@ -111,6 +178,33 @@ TEST(WorkerConfig, Health) {
   EXPECT_THAT(error_of(parse({"--system-live-path", "live"})), HasSubstr("a path starts with '/'"));
 }
 
+TEST(WorkerConfig, HealthFromTheEnvironment) {
+  const WorkerConfig c = config({}, with({{"DYN_SYSTEM_PORT", "40000"},
+                                          {"DYN_SYSTEM_HOST", "127.0.0.1"},
+                                          {"DYN_SYSTEM_HEALTH_PATH", "/h"},
+                                          {"DYN_SYSTEM_LIVE_PATH", "/l"},
+                                          {"DYN_SYSTEM_STARTING_HEALTH_STATUS", "ready"},
+                                          {"DYN_HEALTH_CHECK_REQUEST_TIMEOUT", "2.5"}}));
+  EXPECT_EQ(c.system_port, 40000);
+  EXPECT_EQ(c.system_host, "127.0.0.1");
+  EXPECT_EQ(c.health_path, "/h");
+  EXPECT_EQ(c.live_path, "/l");
+  EXPECT_TRUE(c.starting_ready);
+  EXPECT_EQ(c.health_check_timeout_secs, 2.5);
+  EXPECT_FALSE(config({}, with({{"DYN_SYSTEM_PORT", "-5"}})).system_port);
+}
+
+TEST(WorkerConfig, EndpointsThatDecideAboutHealth) {
+  const auto endpoints = [](const char* list) {
+    return config({}, with({{"DYN_SYSTEM_USE_ENDPOINT_HEALTH_STATUS", list}})).health_endpoints;
+  };
+  for (const char* list : {R"(["generate", "clear_kv_blocks"])", "['generate','clear_kv_blocks']",
+                           "[generate,clear_kv_blocks]", "generate,clear_kv_blocks"}) {
+    EXPECT_THAT(endpoints(list), ElementsAre("generate", "clear_kv_blocks")) << list;
+  }
+  EXPECT_THAT(endpoints("[]"), IsEmpty());
+}
+
 TEST(WorkerConfig, EngineAndMock) {
   const WorkerConfig c =
       config({"--engine", "mock", "--mock-step-ms", "2.5", "--mock-tokens", "echo", "--mock-error-on-token", "7"});
@@ -142,6 +236,14 @@ TEST(WorkerConfig, Logging) {
 
 TEST(WorkerConfig, NegativeGracePeriodIsNone) {
   EXPECT_EQ(config({"--grace-period-secs", "-3"}).grace_period_secs, 0);
+  EXPECT_EQ(config({}, with({{"DYN_GRACEFUL_SHUTDOWN_GRACE_PERIOD_SECS", "-3"}})).grace_period_secs, 0);
+}
+
+TEST(WorkerConfig, ShutdownFromTheEnvironment) {
+  const WorkerConfig c = config({}, with({{"DYN_GRACEFUL_SHUTDOWN_GRACE_PERIOD_SECS", "0.25"},
+                                          {"DYN_RUNTIME_GRACEFUL_SHUTDOWN_TIMEOUT_SECS", "30"}}));
+  EXPECT_EQ(c.grace_period_secs, 0.25);
+  EXPECT_EQ(c.drain_timeout_secs, 30);
 }
 
 }  // namespace

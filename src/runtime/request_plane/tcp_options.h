@@ -1,18 +1,18 @@
-// TcpOptions: what the TCP request plane can be told, and its reading of Dynamo's environment variables.
+// TcpOptions: what the TCP request plane can be told. The defaults are Dynamo's; beside each member stands the variable
+// that the application fills it from.
 //
-//   auto options = TcpOptions::from_environment();
-//   if (!options) return options.error();      // names the variable
+//   TcpOptions options;
+//   options.port = 9345;
+//   auto plane = make_tcp_request_plane(options, loops, registry);
 //
 // Facts: lib/runtime/src/pipeline/network/{manager.rs,ingress/shared_tcp_endpoint.rs} of Dynamo 0.8 ... 1.6. Thread
 // rules: plain values.
 #pragma once
 
-#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <string>
 
-#include "base/result.h"
 #include "runtime/request_plane/admission.h"
 #include "runtime/request_plane/call_home.h"
 
@@ -25,8 +25,6 @@ struct TcpOptions {
   int listen_backlog = 1024;                    // DYN_TCP_LISTEN_BACKLOG
   AdmissionLimits admission;                    // DYN_ENGINE_REQUEST_LIMIT, DYN_DYNAMO_REQUEST_QUEUE_LIMIT
   CallHomeOptions call_home;
-
-  static Result<TcpOptions> from_environment();
 };
 
 }  // namespace dyn::runtime

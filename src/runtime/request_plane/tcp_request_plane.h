@@ -1,8 +1,7 @@
 // The TCP request plane: one listener for all endpoints of the process; callers send request frames (wire/frame.h) and
 // get one acknowledgement each; responses go by connections of their own, dialled back to the caller.
 //
-//   auto options = TcpOptions::from_environment();
-//   auto plane = make_tcp_request_plane(*options, loops, registry);
+//   auto plane = make_tcp_request_plane({.host = "10.0.0.7"}, loops, registry);
 //   if (auto started = plane->start(); !started) return started.error();
 //
 // Connections are spread over the loops and never closed for being idle: official callers open dozens when they

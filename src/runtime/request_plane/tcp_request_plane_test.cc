@@ -1,9 +1,8 @@
-// The TCP request plane's own matters: framing, acknowledgements, connections, addresses, the environment.
+// The TCP request plane's own matters: framing, acknowledgements, connections, addresses.
 #include "runtime/request_plane/tcp_request_plane.h"
 
 #include <gtest/gtest.h>
 
-#include <cstdlib>
 #include <thread>
 
 #include "base/metrics.h"
@@ -287,60 +286,6 @@ TEST_F(TcpRequestPlaneTest, MayBeStoppedAmidConnectionsAndRequests) {
   }
   plane_->stop();
   EXPECT_EQ(plane_->active_streams(), 0U);
-}
-
-// ---- options
-
-class TcpOptionsTest : public ::testing::Test {
- protected:
-  void set(const char* name, const char* value) {
-    ::setenv(name, value, 1);
-    set_.push_back(name);
-  }
-  void TearDown() override {
-    for (const char* name : set_) ::unsetenv(name);
-  }
-  std::vector<const char*> set_;
-};
-
-TEST_F(TcpOptionsTest, DefaultsAreDynamos) {
-  const auto options = TcpOptions::from_environment();
-  ASSERT_TRUE(options);
-  EXPECT_EQ(options->host, "");
-  EXPECT_EQ(options->port, 0);
-  EXPECT_EQ(options->max_message_bytes, 33'554'432U);
-  EXPECT_EQ(options->admission.running, 10'000U);
-  EXPECT_EQ(options->admission.queued, 40'000U);
-}
-
-TEST_F(TcpOptionsTest, ReadsTheEnvironment) {
-  set("DYN_TCP_RPC_HOST", "10.0.0.7");
-  set("DYN_TCP_RPC_PORT", "9345");
-  set("DYN_TCP_MAX_MESSAGE_SIZE", "1048576");
-  set("DYN_TCP_LISTEN_BACKLOG", "64");
-  set("DYN_ENGINE_REQUEST_LIMIT", "8");
-  auto options = TcpOptions::from_environment();
-  ASSERT_TRUE(options);
-  EXPECT_EQ(options->host, "10.0.0.7");
-  EXPECT_EQ(options->port, 9345);
-  EXPECT_EQ(options->max_message_bytes, 1'048'576U);
-  EXPECT_EQ(options->listen_backlog, 64);
-  EXPECT_EQ(options->admission.running, 8U);
-  EXPECT_EQ(options->admission.queued, 16U);
-  set("DYN_DYNAMO_REQUEST_QUEUE_LIMIT", "0");
-  EXPECT_EQ(TcpOptions::from_environment()->admission.queued, 0U);
-}
-
-TEST_F(TcpOptionsTest, RefusesWhatIsNoNumberByName) {
-  for (const char* value : {"abc", "-1", "70000", "1x", " 1"}) {
-    set("DYN_TCP_RPC_PORT", value);
-    const auto options = TcpOptions::from_environment();
-    ASSERT_FALSE(options) << value;
-    EXPECT_NE(options.error().message.find("DYN_TCP_RPC_PORT"), std::string::npos);
-  }
-  set("DYN_TCP_RPC_PORT", "0");
-  set("DYN_ENGINE_REQUEST_LIMIT", "0");
-  EXPECT_FALSE(TcpOptions::from_environment());
 }
 
 }  // namespace

@@ -10,7 +10,6 @@
 #include <thread>
 #include <utility>
 
-#include "base/env.h"
 #include "base/log.h"
 #include "base/threads.h"
 
@@ -20,14 +19,6 @@ namespace {
 constexpr char kLog[] = "canary";
 using Clock = std::chrono::steady_clock;
 
-Result<std::chrono::milliseconds> positive_seconds(const char* name, std::chrono::milliseconds fallback) {
-  const auto seconds = env_number(name, static_cast<double>(fallback.count()) / 1000);
-  if (!seconds) return seconds.error();
-  const auto result = std::chrono::milliseconds(static_cast<int64_t>(std::min(*seconds, 1e9) * 1000));
-  if (result.count() > 0) return result;
-  return invalid_argument(std::string(name) + " is a time in seconds and must be above 0: set it or unset it");
-}
-
 // The clock of steady_clock, some milliseconds coarse and several times cheaper.
 int64_t coarse_now_ns() {
   timespec now{};
@@ -36,17 +27,6 @@ int64_t coarse_now_ns() {
 }
 
 }  // namespace
-
-Result<CanaryOptions> canary_options_from_environment() {
-  CanaryOptions options;
-  const auto enabled = env_truth("DYN_HEALTH_CHECK_ENABLED", false);
-  if (!enabled) return enabled.error();
-  const auto wait = positive_seconds("DYN_CANARY_WAIT_TIME", options.wait);
-  if (!wait) return wait.error();
-  const auto timeout = positive_seconds("DYN_HEALTH_CHECK_REQUEST_TIMEOUT", options.timeout);
-  if (!timeout) return timeout.error();
-  return CanaryOptions{*enabled, *wait, *timeout};
-}
 
 CanarySchedule::Action CanarySchedule::poll(Time now, Time last_activity) {
   if (probing_) {

@@ -31,7 +31,6 @@ struct CanaryOptions {
   std::chrono::milliseconds wait{10'000};    // DYN_CANARY_WAIT_TIME, seconds
   std::chrono::milliseconds timeout{3'000};  // DYN_HEALTH_CHECK_REQUEST_TIMEOUT, seconds
 };
-Result<CanaryOptions> canary_options_from_environment();
 
 // When to probe one endpoint: the rule without threads and clocks. Thread rules: one thread at a time.
 class CanarySchedule {

@@ -198,26 +198,5 @@ TEST(CanaryOff, DoesNothing) {
   canary.unwatch("generate");
 }
 
-TEST(CanaryOptionsTest, FromTheEnvironment) {
-  EXPECT_FALSE(canary_options_from_environment()->enabled);
-  EXPECT_EQ(canary_options_from_environment()->wait, seconds(10));
-  EXPECT_EQ(canary_options_from_environment()->timeout, seconds(3));
-  ::setenv("DYN_HEALTH_CHECK_ENABLED", "true", 1);
-  ::setenv("DYN_CANARY_WAIT_TIME", "2.5", 1);
-  ::setenv("DYN_HEALTH_CHECK_REQUEST_TIMEOUT", "1", 1);
-  const auto options = canary_options_from_environment();
-  ASSERT_TRUE(options.ok());
-  EXPECT_TRUE(options->enabled);
-  EXPECT_EQ(options->wait, milliseconds(2500));
-  EXPECT_EQ(options->timeout, seconds(1));
-  for (const char* bad : {"0", "-1", "soon"}) {
-    ::setenv("DYN_CANARY_WAIT_TIME", bad, 1);
-    EXPECT_FALSE(canary_options_from_environment().ok()) << bad;
-  }
-  for (const char* name : {"DYN_HEALTH_CHECK_ENABLED", "DYN_CANARY_WAIT_TIME", "DYN_HEALTH_CHECK_REQUEST_TIMEOUT"}) {
-    ::unsetenv(name);
-  }
-}
-
 }  // namespace
 }  // namespace dyn::runtime

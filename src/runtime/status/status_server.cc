@@ -1,16 +1,11 @@
 #include "runtime/status/status_server.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
-#include <cmath>
 #include <exception>
-#include <limits>
 #include <string_view>
 #include <utility>
 
 #include "base/buffer.h"
-#include "base/env.h"
 #include "base/log.h"
 #include "wire/json_reader.h"
 #include "wire/json_writer.h"
@@ -45,33 +40,7 @@ Result<void> check_json(const std::string& body) {
   return reader.finish();
 }
 
-Result<std::string> path_from_environment(const char* name, std::string fallback) {
-  auto path = env(name).value_or(std::move(fallback));
-  if (path.starts_with('/')) return path;
-  return invalid_argument(fmt::format("{}='{}' is no path: begin it with a slash", name, path));
-}
-
 }  // namespace
-
-Result<StatusServerOptions> status_options_from_environment() {
-  StatusServerOptions options;
-  const auto port = env_number("DYN_SYSTEM_PORT", -1);
-  if (!port) return port.error();
-  const double wanted = std::max(*port, -1.0);
-  if (wanted > std::numeric_limits<uint16_t>::max() || wanted != std::floor(wanted)) {
-    return invalid_argument(
-        fmt::format("DYN_SYSTEM_PORT={} is no port: use 1 ... 65535, 0 for any or -1 for none", wanted));
-  }
-  options.port = static_cast<int>(wanted);
-  options.host = env("DYN_SYSTEM_HOST").value_or(options.host);
-  const auto health_path = path_from_environment("DYN_SYSTEM_HEALTH_PATH", options.health_path);
-  if (!health_path) return health_path.error();
-  const auto live_path = path_from_environment("DYN_SYSTEM_LIVE_PATH", options.live_path);
-  if (!live_path) return live_path.error();
-  options.health_path = *health_path;
-  options.live_path = *live_path;
-  return options;
-}
 
 StatusServer::StatusServer(StatusServerOptions options, net::EventLoop& loop, const Health& health,
                            metrics::Registry& registry)

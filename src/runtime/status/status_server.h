@@ -1,7 +1,6 @@
 // StatusServer: the system status server of a Dynamo process: /health, /live, /metrics, /metadata and /engine/*.
 //
-//   auto options = status_options_from_environment();
-//   StatusServer status(*options, loop, health, registry);
+//   StatusServer status({.port = 9090}, loop, health, registry);
 //   status.add_engine_route("control/sleep", [](const std::string& json, EngineReply reply) { ...; reply("{}"); });
 //   if (auto started = status.start(); !started) return started;
 //
@@ -33,7 +32,6 @@ struct StatusServerOptions {
   std::string health_path = "/health";  // DYN_SYSTEM_HEALTH_PATH
   std::string live_path = "/live";      // DYN_SYSTEM_LIVE_PATH
 };
-Result<StatusServerOptions> status_options_from_environment();
 
 // JSON, or an error, which is told as a 500. Calls after the first do nothing.
 using EngineReply = std::function<void(Result<std::string> json)>;

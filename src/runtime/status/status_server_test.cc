@@ -7,7 +7,6 @@
 #include <sys/socket.h>
 
 #include <array>
-#include <cstdlib>
 #include <stdexcept>
 #include <thread>
 
@@ -195,49 +194,6 @@ TEST_F(StatusServerTest, ATakenPortIsAClearError) {
   ASSERT_FALSE(started.ok());
   EXPECT_THAT(started.error().message, HasSubstr("DYN_SYSTEM_PORT"));
   EXPECT_THAT(started.error().message, HasSubstr("Address already in use"));
-}
-
-class StatusOptionsTest : public ::testing::Test {
- protected:
-  ~StatusOptionsTest() override {
-    for (const char* name : {"DYN_SYSTEM_PORT", "DYN_SYSTEM_HOST", "DYN_SYSTEM_HEALTH_PATH", "DYN_SYSTEM_LIVE_PATH"}) {
-      ::unsetenv(name);
-    }
-  }
-};
-
-TEST_F(StatusOptionsTest, Defaults) {
-  const auto options = status_options_from_environment();
-  ASSERT_TRUE(options.ok());
-  EXPECT_EQ(options->port, -1);
-  EXPECT_EQ(options->host, "0.0.0.0");
-  EXPECT_EQ(options->health_path, "/health");
-  EXPECT_EQ(options->live_path, "/live");
-}
-
-TEST_F(StatusOptionsTest, FromTheEnvironment) {
-  ::setenv("DYN_SYSTEM_PORT", "40000", 1);
-  ::setenv("DYN_SYSTEM_HOST", "127.0.0.1", 1);
-  ::setenv("DYN_SYSTEM_HEALTH_PATH", "/h", 1);
-  ::setenv("DYN_SYSTEM_LIVE_PATH", "/l", 1);
-  const auto options = status_options_from_environment();
-  ASSERT_TRUE(options.ok());
-  EXPECT_EQ(options->port, 40000);
-  EXPECT_EQ(options->host, "127.0.0.1");
-  EXPECT_EQ(options->health_path, "/h");
-  EXPECT_EQ(options->live_path, "/l");
-  ::setenv("DYN_SYSTEM_PORT", "-5", 1);
-  EXPECT_EQ(status_options_from_environment()->port, -1);
-}
-
-TEST_F(StatusOptionsTest, NonsenseIsRefused) {
-  for (const char* bad : {"65536", "80.5", "http", "1e30"}) {
-    ::setenv("DYN_SYSTEM_PORT", bad, 1);
-    EXPECT_FALSE(status_options_from_environment().ok()) << bad;
-  }
-  ::unsetenv("DYN_SYSTEM_PORT");
-  ::setenv("DYN_SYSTEM_LIVE_PATH", "live", 1);
-  EXPECT_FALSE(status_options_from_environment().ok());
 }
 
 }  // namespace
