@@ -164,6 +164,7 @@ TEST_P(EngineContract, RepeatedPromptTellsItsCachedTokens) {
 TEST_P(EngineContract, AnswersDoNotDependOnNeighbours) {
   launch();
   std::vector<Answer> alone;
+  alone.reserve(8);
   for (RequestId id = 0; id < 8; ++id) {
     alone.push_back(run(contract_request(id, contract_prompt(3 + id, static_cast<TokenId>(100 * id)), 10)));
   }
@@ -321,8 +322,8 @@ TEST_P(EngineContract, ObserverMaySubmitAndAbort) {
 // Thousands of random submits and aborts from several threads: every accepted request ends exactly once, or was
 // aborted.
 TEST_P(EngineContract, RandomSubmitsAndAbortsFromSeveralThreads) {
-  constexpr int kThreads = 4;
-  constexpr int kRequests = 750;
+  constexpr unsigned kThreads = 4;
+  constexpr unsigned kRequests = 750;
   const auto seed = std::random_device{}();
   SCOPED_TRACE("seed " + std::to_string(seed));
   launch({.max_batch_size = 8, .total_kv_blocks = 48, .max_queue_size = 100});
@@ -330,12 +331,13 @@ TEST_P(EngineContract, RandomSubmitsAndAbortsFromSeveralThreads) {
   std::vector<std::set<RequestId>> accepted(kThreads);
   std::set<RequestId> aborted;
   std::vector<std::thread> threads;
-  for (int t = 0; t < kThreads; ++t) {
+  threads.reserve(kThreads);
+  for (unsigned t = 0; t < kThreads; ++t) {
     threads.emplace_back([&, t] {
-      std::mt19937 random(seed + static_cast<unsigned>(t));
+      std::mt19937 random(seed + t);
       const auto below = [&](uint32_t limit) { return static_cast<uint32_t>(random() % limit); };
-      for (int i = 0; i < kRequests; ++i) {
-        const RequestId id = static_cast<RequestId>(t * kRequests + i);
+      for (unsigned i = 0; i < kRequests; ++i) {
+        const RequestId id = RequestId{t} * kRequests + i;
         Request request =
             contract_request(id, contract_prompt(1 + below(30), static_cast<TokenId>(below(5))), 1 + below(20));
         request.priority = static_cast<int32_t>(below(3));
@@ -350,7 +352,7 @@ TEST_P(EngineContract, RandomSubmitsAndAbortsFromSeveralThreads) {
           ADD_FAILURE() << result.error().message;
           return;
         }
-        accepted[static_cast<size_t>(t)].insert(id);
+        accepted[t].insert(id);
         if (below(4) == 0) {
           // Some of its own, some of any thread.
           const RequestId victim = below(2) == 0 ? id : below(kThreads * kRequests);

@@ -13,6 +13,7 @@ TEST(Inbox, KeepsTheOrderOfEachThreadAndLosesNothing) {
   constexpr uint64_t kEach = 5'000;
   Inbox inbox;
   std::vector<std::thread> producers;
+  producers.reserve(kThreads);
   for (uint64_t t = 0; t < kThreads; ++t) {
     producers.emplace_back([&inbox, t] {
       for (uint64_t i = 0; i < kEach; ++i) inbox.push(Command::abort(t * kEach + i));

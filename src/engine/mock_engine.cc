@@ -258,7 +258,7 @@ class MockStepper final : public Stepper {
   std::vector<std::unique_ptr<Sequence>> running_;
   uint64_t reserved_blocks_ = 0;
   bool in_step_ = false;
-  Clock::time_point step_ends_{};
+  Clock::time_point step_ends_;
   Stats stats_;
 
   // Of the step handed out last.

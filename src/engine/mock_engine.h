@@ -30,7 +30,7 @@ enum class MockTokens : uint8_t {
 struct MockOptions {
   double step_ms = 10;  // time of a step; 0: as fast as possible
   MockTokens tokens = MockTokens::kHash;
-  std::chrono::steady_clock::time_point timestamp_base{};
+  std::chrono::steady_clock::time_point timestamp_base;
 
   uint32_t vocab_size = 32'000;
   uint32_t max_batch_size = 256;

@@ -110,7 +110,7 @@ TEST_F(MockEngine, DiesWhenTold) {
   ASSERT_TRUE(engine->start(recorder).ok());
   ASSERT_TRUE(engine->submit(contract_request(1, {5}, 100)).ok());
   const auto fatal = recorder.wait_for_death();
-  ASSERT_TRUE(fatal.has_value());
+  if (!fatal) FAIL() << "on_fatal was not called";
   EXPECT_EQ(fatal->code, Code::kEngineDead);
   EXPECT_EQ(engine->health(), Health::kDead);
   EXPECT_EQ(recorder.answers()[1].tokens.size(), 3U);

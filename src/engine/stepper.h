@@ -19,7 +19,7 @@ struct Turn {
   bool has_output = false;  // `out` is to be handed out
   bool idle = false;        // nothing to do before the next command
   // Nothing to do before this time (or a command); the default is "at once".
-  std::chrono::steady_clock::time_point not_before{};
+  std::chrono::steady_clock::time_point not_before;
 };
 
 class Stepper {
