@@ -4,7 +4,6 @@
 #include <spdlog/logger.h>
 #include <spdlog/pattern_formatter.h>
 #include <spdlog/sinks/stdout_sinks.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -14,8 +13,6 @@
 #include <iterator>
 #include <memory>
 #include <vector>
-
-#include "base/env.h"
 
 namespace dyn::log {
 
@@ -110,17 +107,6 @@ std::string timestamp(bool local) {
 }
 
 }  // namespace
-
-Options options_from_environment() {
-  Options options;
-  if (auto filter = env("DYN_LOG")) options.filter = *filter;
-  if (auto jsonl = env("DYN_LOGGING_JSONL")) options.jsonl = is_truthy(*jsonl);
-  if (auto format = env("DYN_LOGGING_CONSOLE_FORMAT")) options.jsonl = *format == "jsonl";
-  if (auto local = env("DYN_LOG_USE_LOCAL_TZ")) options.local_time = is_truthy(*local);
-  const auto plain = env("DYN_SDK_DISABLE_ANSI_LOGGING");
-  options.colour = isatty(STDERR_FILENO) != 0 && !env("NO_COLOR") && !(plain && is_truthy(*plain));
-  return options;
-}
 
 void init(const Options& options) {
   State& s = state();

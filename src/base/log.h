@@ -26,9 +26,6 @@ struct Options {
   bool colour = false;          // only on a terminal, never with DYN_SDK_DISABLE_ANSI_LOGGING or NO_COLOR
 };
 
-// Options of this process' environment (DYN_LOG, DYN_LOGGING_JSONL, DYN_LOGGING_CONSOLE_FORMAT, ...).
-Options options_from_environment();
-
 // Call once at start-up, before other threads log. Without it: level info, readable. A part of `filter` that cannot be
 // understood is skipped and reported as a warning line.
 void init(const Options& options);
