@@ -86,10 +86,12 @@ class Members {
       return static_cast<float>(*fallback);
     }
     double number = 0;
-    if (value->get(number) != simdjson::SUCCESS || !(number > 0) || !std::isfinite(static_cast<float>(number))) {
+    const bool is_number = value->get(number) == simdjson::SUCCESS;
+    const auto rounded = static_cast<float>(number);  // of a tiny number 0, of a huge one infinity
+    if (!is_number || !(rounded > 0) || !std::isfinite(rounded)) {
       wrong(fmt::format("{}: '{}' must be a number above 0", where_, key));
     }
-    return static_cast<float>(number);
+    return rounded;
   }
 
   [[nodiscard]] bool flag(std::string_view key, bool fallback) const {
@@ -132,6 +134,7 @@ class Members {
 };
 
 Members parse_object(dom::parser& parser, std::string_view text, const std::string& where) {
+  if (text.empty()) wrong(fmt::format("{}: empty", where));  // simdjson copies from its null pointer
   if (text.size() > kMaxConfigBytes) wrong(fmt::format("{}: larger than {} bytes", where, kMaxConfigBytes));
   if (auto error = parser.allocate(text.size(), kMaxConfigDepth))
     wrong(fmt::format("{}: {}", where, error_message(error)));

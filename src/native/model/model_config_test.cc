@@ -183,8 +183,11 @@ TEST(ModelConfig, RefusesMissingAndWrongMembers) {
   config["num_key_value_heads"] = 3;
   EXPECT_THAT(refused(config).message, HasSubstr("is not a multiple of"));
   config = llama();
-  config["rms_norm_eps"] = 0;
-  EXPECT_THAT(refused(config).message, HasSubstr("'rms_norm_eps' must be a number above 0"));
+  for (const json& value : {json(0), json(-1), json(1e-60), json(1e60), json("small")}) {
+    config["rms_norm_eps"] = value;
+    EXPECT_THAT(refused(config).message, HasSubstr("'rms_norm_eps' must be a number above 0"));
+  }
+  EXPECT_THAT(parse_model_config({}).error().message, HasSubstr("config.json: empty"));
   EXPECT_THAT(parse_model_config("{").error().message, HasSubstr("not valid JSON"));
   EXPECT_THAT(parse_model_config(std::string(1000, '[')).error().message, HasSubstr("not valid JSON"));
 }

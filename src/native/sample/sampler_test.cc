@@ -125,9 +125,9 @@ TEST(Sampler, TopPKeepsTheShortestHeadThatReachesP) {
 TEST(Sampler, TopPOfAFlatDistribution) {
   Fixture flat(std::vector<float>(5000, 1.0F), {.top_p = 0.5F});
   std::set<TokenId> seen;
-  for (uint64_t i = 0; i < 20'000; ++i) seen.insert(flat.at(i).token);
+  for (uint64_t i = 0; i < 8000; ++i) seen.insert(flat.at(i).token);
   EXPECT_LE(*seen.rbegin(), 2500U);
-  EXPECT_GT(seen.size(), 2400U);
+  EXPECT_GT(seen.size(), 2300U);
 }
 
 TEST(Sampler, MinPIsRelativeToTheBest) {
