@@ -6,6 +6,7 @@ import argparse
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -233,6 +234,7 @@ def main() -> int:
     else:
         chosen = [stage for stage in STAGES if stage.name != "e2e-quick"]
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the running command, too
     LOGS.mkdir(parents=True, exist_ok=True)
     total, rows = Count(0, 0), []
     for stage in chosen:
