@@ -36,6 +36,8 @@ CONFIGS = {
                    attention_bias=False, mlp_bias=False,
                    rope_scaling={"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
                                  "original_max_position_embeddings": 64, "rope_type": "llama3"}),
+    "mistral": dims(256, 3, 4, 2, 64, 512, architectures=["MistralForCausalLM"], model_type="mistral", rope_theta=1e4,
+                    sliding_window=32),
     "qwen2": dims(256, 3, 4, 2, 64, 512, architectures=["Qwen2ForCausalLM"], model_type="qwen2", rope_theta=1e6,
                   rope_scaling=None, use_sliding_window=False, sliding_window=512, max_window_layers=3,
                   tie_word_embeddings=True),

@@ -32,10 +32,14 @@ struct Architecture {
   bool qkv_bias = false;               // always, without one on o
   bool mlp_bias_option = false;        // "mlp_bias" switches the biases of gate, up and down
   uint32_t default_head_dim = 0;       // 0: hidden_size / num_attention_heads
+  uint32_t default_kv_heads = 0;       // 0: as many as query heads
+  bool window = false;                 // "sliding_window" holds in every layer
+  uint32_t default_window = 0;         // when config.json does not name it; null means none
 };
 
 constexpr std::array kArchitectures = {
     Architecture{.name = "LlamaForCausalLM", .attention_bias_option = true, .mlp_bias_option = true},
+    Architecture{.name = "MistralForCausalLM", .default_kv_heads = 8, .window = true, .default_window = 4096},
     Architecture{.name = "Qwen2ForCausalLM", .qkv_bias = true},
     Architecture{.name = "Qwen3ForCausalLM", .qk_norm = true, .attention_bias_option = true, .default_head_dim = 128},
 };
@@ -59,6 +63,8 @@ class Members {
   Members(dom::object object, std::string where) : object_(object), where_(std::move(where)) {}
 
   [[nodiscard]] bool has(std::string_view key) const { return find(key).has_value(); }
+  // Unlike has(), also true of null.
+  [[nodiscard]] bool names(std::string_view key) const { return object_.at_key(key).error() == simdjson::SUCCESS; }
 
   [[nodiscard]] std::optional<dom::element> find(std::string_view key) const {
     dom::element value;
@@ -218,6 +224,12 @@ Rope parse_rope(const Members& config) {
       fmt::format("{}: rope type '{}' is not supported; supported: default, linear, llama3", scaling->where(), *type));
 }
 
+// The window of an architecture that has one in every layer; 0: none.
+uint32_t parse_window(const Members& config, const Architecture& architecture) {
+  if (!config.names("sliding_window")) return architecture.default_window;
+  return config.has("sliding_window") ? config.size("sliding_window", std::nullopt, kMaxPositions) : 0;
+}
+
 void refuse_sliding_window(const Members& config, uint32_t max_positions) {
   if (config.has("layer_types")) {
     for (dom::element item : config.list("layer_types", kMaxLayers)) {
@@ -249,7 +261,8 @@ ModelConfig parse(std::string_view config_json, std::string_view generation_conf
   out.intermediate_size = config.size("intermediate_size", std::nullopt, kMaxDimension);
   out.num_layers = config.size("num_hidden_layers", std::nullopt, kMaxLayers);
   out.num_heads = config.size("num_attention_heads", std::nullopt, 4096);
-  out.num_kv_heads = config.size("num_key_value_heads", out.num_heads, 4096);
+  out.num_kv_heads = config.size(
+      "num_key_value_heads", architecture.default_kv_heads != 0 ? architecture.default_kv_heads : out.num_heads, 4096);
   if (out.num_heads % out.num_kv_heads != 0) {
     wrong(fmt::format("config.json: 'num_attention_heads' ({}) is not a multiple of 'num_key_value_heads' ({})",
                       out.num_heads, out.num_kv_heads));
@@ -271,7 +284,11 @@ ModelConfig parse(std::string_view config_json, std::string_view generation_conf
     not_supported(fmt::format("config.json: activation '{}' is not supported; supported: silu", activation));
   }
   out.rope = parse_rope(config);
-  refuse_sliding_window(config, out.max_positions);
+  if (architecture.window) {
+    out.layers.assign(out.num_layers, {.window = parse_window(config, architecture)});
+  } else {
+    refuse_sliding_window(config, out.max_positions);
+  }
 
   const bool attention_bias = config.flag("attention_bias", false);
   const bool mlp_bias = config.flag("mlp_bias", false);
@@ -299,6 +316,10 @@ bool exists(const std::string& path) {
 }
 
 }  // namespace
+
+float ModelConfig::score_scale() const {
+  return 1.0F / std::sqrt(static_cast<float>(head_dim));
+}
 
 std::string supported_architectures() {
   std::string names;

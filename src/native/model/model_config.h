@@ -7,8 +7,9 @@
 //
 // Both spellings of config.json are read: that of published checkpoints (rope_theta, rope_scaling, torch_dtype) and
 // that of transformers 5 (rope_parameters, dtype). What would change the result and is not implemented (other rope
-// kinds, a sliding window in use, quantised weights, experts, another activation) is refused by name. Plain value; no
-// thread rules. Source of names and defaults: transformers 4.57 and 5, models/{llama,qwen2,qwen3}/configuration_*.py.
+// kinds, a sliding window of Qwen, quantised weights, another activation) is refused by name. Plain value; no thread
+// rules. Source of names and defaults: transformers 4.57 and 5,
+// models/{llama,mistral,qwen2,qwen3}/configuration_*.py.
 #pragma once
 
 #include <cstdint>
@@ -36,6 +37,11 @@ struct Rope {
 
 enum class Activation : uint8_t { kSilu };
 
+// What differs from layer to layer.
+struct LayerTraits {
+  uint32_t window = 0;  // positions a token sees, itself included; 0: all before it
+};
+
 struct ModelConfig {
   std::string architecture;  // "LlamaForCausalLM"
 
@@ -51,6 +57,7 @@ struct ModelConfig {
   float norm_eps = 1e-6F;
   Activation activation = Activation::kSilu;
   Rope rope;
+  std::vector<LayerTraits> layers;  // [num_layers]; empty: every layer has the defaults
 
   bool qk_norm = false;  // RMS norm of each query and key head before rotary embedding
   bool qkv_bias = false;
@@ -61,6 +68,9 @@ struct ModelConfig {
   std::optional<llm::TokenId> bos_token_id;
   std::vector<llm::TokenId> eos_token_ids;  // generation_config.json's, else config.json's; may be empty
 
+  [[nodiscard]] LayerTraits layer(uint32_t index) const { return layers.empty() ? LayerTraits{} : layers[index]; }
+  // What scores of queries and keys are multiplied with.
+  [[nodiscard]] float score_scale() const;
   [[nodiscard]] uint32_t q_size() const { return num_heads * head_dim; }
   [[nodiscard]] uint32_t kv_size() const { return num_kv_heads * head_dim; }
   [[nodiscard]] uint32_t qkv_size() const { return q_size() + 2 * kv_size(); }

@@ -106,6 +106,20 @@ TEST(ModelConfig, KnowsWhatArchitecturesFix) {
   EXPECT_EQ(config.head_dim, 128U) << "Qwen3's default, whatever hidden_size is";
 }
 
+TEST(ModelConfig, ReadsMistralsWindow) {
+  json c = llama();
+  c["architectures"] = {"MistralForCausalLM"};
+  c["sliding_window"] = 32;
+  ModelConfig config = parsed(c);
+  ASSERT_EQ(config.layers.size(), 3U);
+  EXPECT_EQ(config.layer(2).window, 32U);
+  c["sliding_window"] = nullptr;
+  EXPECT_EQ(parsed(c).layer(0).window, 0U);
+  c.erase("sliding_window");
+  EXPECT_EQ(parsed(c).layer(0).window, 4096U) << "the default of transformers";
+  EXPECT_EQ(parsed(llama()).layer(2).window, 0U);
+}
+
 TEST(ModelConfig, ReadsRopeScalingKinds) {
   json c = llama();
   c["rope_scaling"] = {{"type", "linear"}, {"factor", 4}};
@@ -142,7 +156,7 @@ TEST(ModelConfig, RefusesByNameWhatWouldChangeTheResult) {
   } cases[] = {
       {"architectures",
        {"MixtralForCausalLM"},
-       "'MixtralForCausalLM' is not supported; supported: LlamaForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM"},
+       "'MixtralForCausalLM' is not supported; supported: LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM"},
       {"quantization_config", {{"quant_method", "gptq"}}, "'quantization_config': quantised weights are not supported"},
       {"hidden_act", "gelu", "activation 'gelu' is not supported; supported: silu"},
       {"partial_rotary_factor", 0.5, "'partial_rotary_factor'"},

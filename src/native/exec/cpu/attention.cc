@@ -22,7 +22,8 @@ KvLayout::KvLayout(const ModelConfig& config, uint32_t tokens_per_block)
       page(config.num_layers * layer) {}
 
 Attention::Attention(const ModelConfig& config, const KvLayout& layout, const Kernels& kernels, ThreadPool& pool)
-    : head_dim_(config.head_dim),
+    : config_(config),
+      head_dim_(config.head_dim),
       heads_(config.num_heads),
       kv_heads_(config.num_kv_heads),
       group_(config.num_heads / config.num_kv_heads),
@@ -38,6 +39,7 @@ Attention::Attention(const ModelConfig& config, const KvLayout& layout, const Ke
     scratch.q.resize(queries * head_dim_);
     scratch.scores.resize(queries * layout.token_stride);
     scratch.visible.resize(queries);
+    scratch.hidden.resize(queries);
     for (State* state : {&scratch.part, &scratch.total}) {
       state->sum.resize(queries * head_dim_);
       state->max.resize(queries);
@@ -94,23 +96,28 @@ void Attention::run_item(const StepPlan& step, const Item& item, uint32_t layer,
                          const float* pool, float* out, Scratch& scratch) {
   const uint32_t queries = item.tokens * group_;
   const uint32_t row_end = step.row_offsets[item.row + 1];
+  const auto window = static_cast<int32_t>(config_.layer(layer).window);
   for (uint32_t t = 0; t < item.tokens; ++t) {
     const float* q = qkv + (item.token + t) * qkv_size_ + size_t{head} * group_ * head_dim_;
     std::memcpy(scratch.q.data() + size_t{t} * group_ * head_dim_, q, size_t{group_} * head_dim_ * sizeof(float));
     // The last token of the row sees the whole context, each one before it one token less.
     const int32_t visible = step.context_lens[item.row] - static_cast<int32_t>(row_end - 1 - item.token - t);
     std::fill_n(scratch.visible.data() + size_t{t} * group_, group_, visible);
+    std::fill_n(scratch.hidden.data() + size_t{t} * group_, group_, window == 0 ? 0 : std::max(0, visible - window));
   }
   std::fill_n(scratch.total.sum.data(), size_t{queries} * head_dim_, 0.0F);
   std::fill_n(scratch.total.max.data(), queries, kNoMax);
   std::fill_n(scratch.total.weight.data(), queries, 0.0F);
 
   const uint32_t pages = step.page_offsets[item.row + 1] - step.page_offsets[item.row];
+  // The first token's window begins first.
+  const uint32_t first_page = static_cast<uint32_t>(scratch.hidden[0]) / layout_.tokens_per_page;
   AttentionArgs args{.q = scratch.q.data(),
                      .queries = queries,
                      .head_dim = head_dim_,
-                     .scale = 1.0F / std::sqrt(static_cast<float>(head_dim_)),
+                     .scale = config_.score_scale(),
                      .visible = scratch.visible.data(),
+                     .hidden = window == 0 ? nullptr : scratch.hidden.data(),
                      .pages = step.pages.data() + step.page_offsets[item.row],
                      .keys = pool + layout_.keys(layer, head),
                      .values = pool + layout_.values(layer, kv_heads_, head),
@@ -122,8 +129,9 @@ void Attention::run_item(const StepPlan& step, const Item& item, uint32_t layer,
                      .max = scratch.part.max.data(),
                      .weight = scratch.part.weight.data()};
   for (uint32_t part = item.part_begin; part < item.part_end; ++part) {
-    args.page_begin = part * part_pages_;
-    args.page_end = std::min(pages, args.page_begin + part_pages_);
+    args.page_end = std::min(pages, (part + 1) * part_pages_);
+    if (item.partial == kWhole && args.page_end <= first_page) continue;
+    args.page_begin = std::max(part * part_pages_, first_page);
     kernels_.attention(args);
     if (item.partial != kWhole) break;  // merged later
     for (uint32_t i = 0; i < queries; ++i) {

@@ -7,8 +7,8 @@
 //
 // A sequence is summed in parts of kPartTokens tokens; parts are merged in ascending order. A decode row's parts are
 // items of their own, so that a long sequence keeps every thread busy; a block of a prompt does its parts one after the
-// other. The arithmetic is the same, so a token's result does not depend on which of the two it was. Thread rules: the
-// executor's thread.
+// other. The arithmetic is the same, so a token's result does not depend on which of the two it was. In a layer with a
+// window the pages before the window of an item's first token are not read. Thread rules: the executor's thread.
 #pragma once
 
 #include <cstdint>
@@ -42,6 +42,7 @@ class Attention {
   static constexpr uint32_t kPartTokens = 512;
   static constexpr uint32_t kMaxGroup = 64;  // query heads of a KV head
 
+  // `config` must outlive it.
   Attention(const ModelConfig& config, const KvLayout& layout, const Kernels& kernels, ThreadPool& pool);
 
   void plan(const StepPlan& step);
@@ -74,6 +75,7 @@ class Attention {
     std::vector<float> q;
     std::vector<float> scores;
     std::vector<int32_t> visible;
+    std::vector<int32_t> hidden;
     State part;
     State total;
   };
@@ -86,6 +88,7 @@ class Attention {
   // total += part, for one query.
   void merge(float* sum, float& max, float& weight, const float* part_sum, float part_max, float part_weight) const;
 
+  const ModelConfig& config_;
   uint32_t head_dim_;
   uint32_t heads_;
   uint32_t kv_heads_;

@@ -130,9 +130,17 @@ class CpuExecutor final : public Executor {
       bytes += layer.qkv.bytes() + layer.o.bytes() + layer.gate_up.bytes() + layer.down.bytes();
     }
     if (!plan.samples.empty()) bytes += weights_.lm_head.bytes();
-    uint64_t kv_tokens = plan.num_tokens();                                                 // written
-    for (int32_t context : plan.context_lens) kv_tokens += static_cast<uint64_t>(context);  // read
-    return bytes + kv_tokens * config_.num_layers * 2 * config_.kv_size() * sizeof(float);
+    uint64_t kv_tokens = 0;  // of all layers
+    for (uint32_t i = 0; i < config_.num_layers; ++i) {
+      kv_tokens += plan.num_tokens();  // written
+      const uint64_t window = config_.layer(i).window;
+      for (size_t r = 0; r < plan.num_rows(); ++r) {  // read
+        const auto context = static_cast<uint64_t>(plan.context_lens[r]);
+        const uint64_t tokens = plan.row_offsets[r + 1] - plan.row_offsets[r];
+        kv_tokens += window == 0 ? context : std::min(context, window - 1 + tokens);
+      }
+    }
+    return bytes + kv_tokens * 2 * config_.kv_size() * sizeof(float);
   }
 
  private:

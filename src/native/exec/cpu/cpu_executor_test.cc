@@ -86,6 +86,43 @@ TEST(CpuExecutor, LongSequencesDoNotDependOnHowTheyWereBuilt) {
   }
 }
 
+// The same over windows that begin in the middle of pages and of parts.
+TEST(CpuExecutor, WindowsDoNotDependOnHowSequencesWereBuilt) {
+  ModelConfig config = small();
+  config.layers = {{.window = 600}, {.window = 37}};
+  const std::vector<TokenId> prompt = prompt_of(1300, 5);
+  auto first = make(limits_of(32), 1, config);
+  StepDriver reference(*first);
+  auto& whole = reference.add({.prompt = prompt, .logprobs = 96});
+  reference.generate(whole, 4);
+  for (size_t chunk : {size_t{1}, size_t{33}, size_t{500}}) {
+    auto executor = make(limits_of(32), 3, config);
+    StepDriver driver(*executor);
+    auto& s = driver.add({.prompt = prompt, .logprobs = 96});
+    driver.generate(s, 4, chunk);
+    expect_same(s.top, whole.top);
+  }
+}
+
+// What lies further back than the layers' windows reach together changes nothing; what lies nearer does.
+TEST(CpuExecutor, WindowsHideWhatLiesFurtherBack) {
+  ModelConfig config = small();
+  config.layers = {{.window = 20}, {.window = 30}};  // reach 19 + 29 tokens back
+  auto executor = make(limits_of(16), 2, config);
+  auto run = [&](size_t changed) {
+    std::vector<TokenId> prompt = prompt_of(700, 5);
+    prompt[changed] = (prompt[changed] + 1) % 96;
+    StepDriver driver(*executor);
+    auto& s = driver.add({.prompt = std::move(prompt), .logprobs = 96});
+    driver.generate(s, 1);
+    return s.top;
+  };
+  const Top reference = run(0);
+  expect_same(run(300), reference);
+  expect_same(run(699 - 49), reference);
+  EXPECT_NE(run(699 - 48)[0][0].logprob, reference[0][0].logprob);
+}
+
 // Pages of 1024 tokens cut a sequence into other parts than pages of 32: the sums are the same up to rounding.
 TEST(CpuExecutor, PartsOfASequenceAddUp) {
   Top results[2];
@@ -262,6 +299,11 @@ TEST(CpuExecutor, KnowsItsBytes) {
   const uint64_t layer_bytes = (qkv + o + mlp) * 2;
   const uint64_t kv = 41 + 1;  // read, written
   EXPECT_EQ(executor->active_bytes(driver.plan()), 64 * 2 + 2 * layer_bytes + 96 * 64 * 2 + kv * 2 * 2 * 32 * 4);
+
+  ModelConfig windowed = config;
+  windowed.layers = {{}, {.window = 10}};
+  auto other = make(limits_of(32), 1, windowed);
+  EXPECT_EQ(executor->active_bytes(driver.plan()) - other->active_bytes(driver.plan()), (41 - 10) * 2 * 32 * 4);
 }
 
 }  // namespace

@@ -203,7 +203,7 @@ TEST_P(RandomModel, IsBatchInvariant) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Golden, RandomModel, testing::Values("llama3", "qwen2", "qwen3"),
+INSTANTIATE_TEST_SUITE_P(Golden, RandomModel, testing::Values("llama3", "mistral", "qwen2", "qwen3"),
                          [](const auto& info) { return std::string(info.param); });
 
 TEST(SmolLm2, GivesTheTokensOfTransformersAlone) {

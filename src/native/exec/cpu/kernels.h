@@ -39,7 +39,8 @@ struct AttentionArgs {
   uint32_t queries = 0;
   uint32_t head_dim = 0;
   float scale = 1.0F;
-  const int32_t* visible = nullptr;  // [queries] tokens a query sees, counted from the start of the sequence
+  const int32_t* visible = nullptr;  // [queries] end of the tokens a query sees, counted from the start of the sequence
+  const int32_t* hidden = nullptr;   // [queries] tokens before those, out of the query's window; null: none
   const int32_t* pages = nullptr;    // block table of the sequence
   uint32_t page_begin = 0;           // run of pages: indices into `pages`
   uint32_t page_end = 0;

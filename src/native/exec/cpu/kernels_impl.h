@@ -216,12 +216,13 @@ struct Impl {
 
   // Turns the scores of one query into probabilities below the new maximum; gives the factor for what was summed
   // before.
-  static float soften(const AttentionArgs& args, uint32_t query, int32_t visible, uint32_t tokens) {
+  static float soften(const AttentionArgs& args, uint32_t query, int32_t hidden, int32_t visible, uint32_t tokens) {
     float* scores = args.scores + static_cast<size_t>(query) * args.token_stride;
     const F none = V::set(-__builtin_inff());
     F best = none;
     for (uint32_t t = 0; t < tokens; t += kWidth) {
-      const F score = V::keep_below(V::load(scores + t), none, visible - static_cast<int32_t>(t));
+      F score = V::keep_below(V::load(scores + t), none, visible - static_cast<int32_t>(t));
+      if (hidden > static_cast<int32_t>(t)) score = V::keep_from(score, none, hidden - static_cast<int32_t>(t));
       V::store(scores + t, score);
       best = score > best ? score : best;
     }
@@ -272,7 +273,8 @@ struct Impl {
       for (; i < args.queries; ++i) score_rows<1>(args, keys, i, tokens);
       for (i = 0; i < args.queries; ++i) {
         const int32_t visible = args.visible[i] - first;
-        rescale[i] = soften(args, i, visible < capacity ? visible : capacity, tokens);
+        const int32_t hidden = args.hidden == nullptr ? 0 : args.hidden[i] - first;
+        rescale[i] = soften(args, i, hidden, visible < capacity ? visible : capacity, tokens);
       }
       for (i = 0; i + kQ <= args.queries; i += kQ) value_rows<kQ>(args, values, rescale, i, tokens);
       for (; i < args.queries; ++i) value_rows<1>(args, values, rescale, i, tokens);

@@ -217,44 +217,52 @@ TEST_P(KernelsTest, AttentionIsRightAndIgnoresWhatIsNotVisible) {
         page[size_t{kDim} * stride + size_t{t % per_page} * kDim + d] = v[t * kDim + d];
       }
     }
-    for (uint32_t queries : {1U, 3U, 7U, 9U}) {
-      const std::vector<float> q = noise(size_t{queries} * kDim, 5, 3);
-      std::vector<int32_t> visible(queries);
-      for (uint32_t i = 0; i < queries; ++i) visible[i] = static_cast<int32_t>(kTokens - 8 * (queries - 1 - i));
-      std::vector<float> scores(size_t{queries} * stride);
-      std::vector<float> sum(size_t{queries} * kDim);
-      std::vector<float> max(queries);
-      std::vector<float> weight(queries);
-      kernels_->attention({.q = q.data(),
-                           .queries = queries,
-                           .head_dim = kDim,
-                           .scale = 0.25F,
-                           .visible = visible.data(),
-                           .pages = table.data(),
-                           .page_begin = 0,
-                           .page_end = pages,
-                           .keys = pool.data(),
-                           .values = pool.data() + size_t{kDim} * stride,
-                           .page_stride = page_floats,
-                           .tokens_per_page = per_page,
-                           .token_stride = stride,
-                           .scores = scores.data(),
-                           .sum = sum.data(),
-                           .max = max.data(),
-                           .weight = weight.data()});
-      for (uint32_t i = 0; i < queries; ++i) {
-        std::vector<double> p(static_cast<size_t>(visible[i]));
-        double total = 0;
-        for (size_t t = 0; t < p.size(); ++t) {
-          double score = 0;
-          for (uint32_t d = 0; d < kDim; ++d)
-            score += static_cast<double>(q[i * kDim + d]) * static_cast<double>(k[t * kDim + d]);
-          total += p[t] = std::exp(score * 0.25);
+    for (const uint32_t window : {0U, 1U, 11U, 40U}) {
+      for (uint32_t queries : {1U, 3U, 7U, 9U}) {
+        const std::vector<float> q = noise(size_t{queries} * kDim, 5, 3);
+        std::vector<int32_t> visible(queries);
+        std::vector<int32_t> hidden(queries);
+        for (uint32_t i = 0; i < queries; ++i) {
+          visible[i] = static_cast<int32_t>(kTokens - 8 * (queries - 1 - i));
+          if (window != 0) hidden[i] = std::max(0, visible[i] - static_cast<int32_t>(window));
         }
-        for (uint32_t d = 0; d < kDim; ++d) {
-          double want = 0;
-          for (size_t t = 0; t < p.size(); ++t) want += p[t] / total * static_cast<double>(v[t * kDim + d]);
-          ASSERT_NEAR(sum[i * kDim + d] / weight[i], want, 1e-5) << "page of " << per_page << ", query " << i;
+        std::vector<float> scores(size_t{queries} * stride);
+        std::vector<float> sum(size_t{queries} * kDim);
+        std::vector<float> max(queries);
+        std::vector<float> weight(queries);
+        kernels_->attention({.q = q.data(),
+                             .queries = queries,
+                             .head_dim = kDim,
+                             .scale = 0.25F,
+                             .visible = visible.data(),
+                             .hidden = window == 0 ? nullptr : hidden.data(),
+                             .pages = table.data(),
+                             .page_begin = 0,
+                             .page_end = pages,
+                             .keys = pool.data(),
+                             .values = pool.data() + size_t{kDim} * stride,
+                             .page_stride = page_floats,
+                             .tokens_per_page = per_page,
+                             .token_stride = stride,
+                             .scores = scores.data(),
+                             .sum = sum.data(),
+                             .max = max.data(),
+                             .weight = weight.data()});
+        for (uint32_t i = 0; i < queries; ++i) {
+          std::vector<double> p(static_cast<size_t>(visible[i]));
+          double total = 0;
+          for (auto t = static_cast<size_t>(hidden[i]); t < p.size(); ++t) {
+            double score = 0;
+            for (uint32_t d = 0; d < kDim; ++d)
+              score += static_cast<double>(q[i * kDim + d]) * static_cast<double>(k[t * kDim + d]);
+            total += p[t] = std::exp(score * 0.25);
+          }
+          for (uint32_t d = 0; d < kDim; ++d) {
+            double want = 0;
+            for (size_t t = 0; t < p.size(); ++t) want += p[t] / total * static_cast<double>(v[t * kDim + d]);
+            ASSERT_NEAR(sum[i * kDim + d] / weight[i], want, 1e-5)
+                << "page of " << per_page << ", window " << window << ", query " << i;
+          }
         }
       }
     }

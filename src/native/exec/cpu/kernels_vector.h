@@ -50,6 +50,13 @@ struct Vector {
     return lane < count ? v : other;
   }
 
+  // Lanes from `count` on of v, the others of `other`.
+  static Float keep_from(Float v, Float other, int32_t count) {
+    Int lane;
+    for (int i = 0; i < W; ++i) lane[i] = i;
+    return lane < count ? other : v;
+  }
+
   // Halves are folded onto each other until one lane is left: the order of every sum.
   static float sum(Float v) {
     if constexpr (W == 1) {
