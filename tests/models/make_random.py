@@ -31,6 +31,11 @@ def dims(hidden, layers, heads, kv_heads, head_dim, intermediate, **more):
             "num_key_value_heads": kv_heads, "head_dim": head_dim, "intermediate_size": intermediate, **more}
 
 
+QWEN3_MOE = {"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe", "rope_theta": 1e6,
+             "rope_scaling": None, "attention_bias": False, "decoder_sparse_step": 1, "moe_intermediate_size": 96,
+             "num_experts": 8, "num_experts_per_tok": 2, "output_router_logits": False,
+             "router_aux_loss_coef": 0.001, "use_sliding_window": False, "sliding_window": None}
+
 CONFIGS = {
     "llama3": dims(256, 3, 4, 2, 64, 512, architectures=["LlamaForCausalLM"], model_type="llama", rope_theta=5e5,
                    attention_bias=False, mlp_bias=False,
@@ -44,6 +49,8 @@ CONFIGS = {
     "qwen3": dims(192, 3, 4, 2, 128, 384, architectures=["Qwen3ForCausalLM"], model_type="qwen3", rope_theta=1e6,
                   rope_scaling=None, attention_bias=False, use_sliding_window=False, sliding_window=None,
                   max_window_layers=3, tie_word_embeddings=True),
+    "qwen3_moe": dims(192, 3, 4, 2, 128, 384, norm_topk_prob=True, mlp_only_layers=[], **QWEN3_MOE),
+    "qwen3_moe_mixed": dims(192, 3, 4, 1, 64, 384, norm_topk_prob=False, mlp_only_layers=[1], **QWEN3_MOE),
 }
 
 
@@ -63,7 +70,12 @@ def parameters(config):
                  "mlp.down_proj.weight": (hidden, inner)}
         if config["model_type"] == "qwen2":
             layer.update({f"self_attn.{p}_proj.bias": (n,) for p, n in (("q", q), ("k", kv), ("v", kv))})
-        if config["model_type"] == "qwen3":
+        if "num_experts" in config and i not in config["mlp_only_layers"]:
+            count, size = config["num_experts"], config["moe_intermediate_size"]
+            layer = {name: shape for name, shape in layer.items() if not name.startswith("mlp.")}
+            layer.update({"mlp.gate.weight": (count, hidden), "mlp.experts.gate_up_proj": (count, 2 * size, hidden),
+                          "mlp.experts.down_proj": (count, hidden, size)})
+        if config["model_type"] in ("qwen3", "qwen3_moe"):
             layer.update({"self_attn.q_norm.weight": (head,), "self_attn.k_norm.weight": (head,)})
         shapes.update({f"model.layers.{i}.{name}": shape for name, shape in layer.items()})
     return shapes
@@ -79,8 +91,21 @@ def values(name, shape):
         return 0.2 * x + sharp
     if "embed_tokens" in name or "lm_head" in name:
         return x * (4 / math.sqrt(shape[-1]))
-    gain = 2.0 if any(s in name for s in ("o_proj", "down_proj")) else sharp
-    return x * (gain / math.sqrt(math.prod(shape[1:])))
+    gain = 2.0 if any(s in name for s in ("o_proj", "down_proj", "mlp.gate.weight")) else sharp
+    return x * (gain / math.sqrt(shape[-1]))
+
+
+def stored(name, value):
+    """A parameter as the checkpoint's tensors: the experts of a layer are apart, and so are their gate and up."""
+    before, experts, after = name.partition(".experts.")
+    if not experts:
+        return {name: value}
+    parts = {}
+    for e, x in enumerate(value):
+        half = len(x) // 2
+        split = {"gate_proj": x[:half], "up_proj": x[half:]} if after == "gate_up_proj" else {after: x}
+        parts.update({f"{before}.experts.{e}.{part}.weight": x for part, x in split.items()})
+    return parts
 
 
 def bytes_to_unicode():
@@ -110,7 +135,9 @@ def write_tokenizer(out):
 
 def write_model(out, config, shards=1):
     out.mkdir(parents=True, exist_ok=True)
-    tensors = {name: to_bf16(values(name, shape)) for name, shape in parameters(config).items()}
+    tensors = {}
+    for name, shape in parameters(config).items():
+        tensors.update(stored(name, to_bf16(values(name, shape))))
     if shards > 1:
         write_shards(out, tensors, shards)
     else:

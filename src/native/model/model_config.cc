@@ -21,6 +21,7 @@ constexpr size_t kMaxConfigDepth = 64;
 // No size in a configuration may exceed this: products of three of them fit 64 bits.
 constexpr uint64_t kMaxDimension = 1u << 21;
 constexpr uint64_t kMaxLayers = 4096;
+constexpr uint64_t kMaxExperts = 1024;
 constexpr uint64_t kMaxPositions = 1u << 30;
 constexpr size_t kMaxEosTokens = 1024;
 
@@ -33,6 +34,7 @@ struct Architecture {
   bool mlp_bias_option = false;        // "mlp_bias" switches the biases of gate, up and down
   uint32_t default_head_dim = 0;       // 0: hidden_size / num_attention_heads
   uint32_t default_kv_heads = 0;       // 0: as many as query heads
+  bool experts = false;                // "num_experts" and its like
   bool window = false;                 // "sliding_window" holds in every layer
   uint32_t default_window = 0;         // when config.json does not name it; null means none
 };
@@ -42,6 +44,11 @@ constexpr std::array kArchitectures = {
     Architecture{.name = "MistralForCausalLM", .default_kv_heads = 8, .window = true, .default_window = 4096},
     Architecture{.name = "Qwen2ForCausalLM", .qkv_bias = true},
     Architecture{.name = "Qwen3ForCausalLM", .qk_norm = true, .attention_bias_option = true, .default_head_dim = 128},
+    Architecture{.name = "Qwen3MoeForCausalLM",
+                 .qk_norm = true,
+                 .attention_bias_option = true,
+                 .default_kv_heads = 4,
+                 .experts = true},
 };
 
 // Stays inside this file: parse_model_config() turns it into an Error.
@@ -246,6 +253,23 @@ void refuse_sliding_window(const Members& config, uint32_t max_positions) {
   }
 }
 
+// Every "decoder_sparse_step"-th layer has experts, but not those in "mlp_only_layers".
+void parse_experts(const Members& config, ModelConfig& out) {
+  out.experts.count = config.size("num_experts", std::nullopt, kMaxExperts);
+  out.experts.chosen = config.size("num_experts_per_tok", std::nullopt, out.experts.count);
+  out.experts.intermediate_size = config.size("moe_intermediate_size", std::nullopt, kMaxDimension);
+  out.experts.normalize = config.flag("norm_topk_prob", false);
+  const uint32_t step = config.size("decoder_sparse_step", 1, kMaxLayers);
+  out.layers.resize(out.num_layers);
+  for (uint32_t i = 0; i < out.num_layers; ++i) out.layers[i].experts = (i + 1) % step == 0;
+  if (!config.has("mlp_only_layers")) return;
+  for (dom::element item : config.list("mlp_only_layers", kMaxLayers)) {
+    uint64_t index = 0;
+    if (item.get(index) != simdjson::SUCCESS) wrong("config.json: 'mlp_only_layers' must hold numbers of layers");
+    if (index < out.num_layers) out.layers[index].experts = false;
+  }
+}
+
 ModelConfig parse(std::string_view config_json, std::string_view generation_config_json) {
   dom::parser parser;
   const Members config = parse_object(parser, config_json, "config.json");
@@ -289,6 +313,7 @@ ModelConfig parse(std::string_view config_json, std::string_view generation_conf
   } else {
     refuse_sliding_window(config, out.max_positions);
   }
+  if (architecture.experts) parse_experts(config, out);
 
   const bool attention_bias = config.flag("attention_bias", false);
   const bool mlp_bias = config.flag("mlp_bias", false);

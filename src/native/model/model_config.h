@@ -9,7 +9,7 @@
 // that of transformers 5 (rope_parameters, dtype). What would change the result and is not implemented (other rope
 // kinds, a sliding window of Qwen, quantised weights, another activation) is refused by name. Plain value; no thread
 // rules. Source of names and defaults: transformers 4.57 and 5,
-// models/{llama,mistral,qwen2,qwen3}/configuration_*.py.
+// models/{llama,mistral,qwen2,qwen3,qwen3_moe}/configuration_*.py.
 #pragma once
 
 #include <cstdint>
@@ -39,7 +39,16 @@ enum class Activation : uint8_t { kSilu };
 
 // What differs from layer to layer.
 struct LayerTraits {
-  uint32_t window = 0;  // positions a token sees, itself included; 0: all before it
+  uint32_t window = 0;   // positions a token sees, itself included; 0: all before it
+  bool experts = false;  // a mixture of experts instead of one feed-forward network
+};
+
+// A mixture of experts.
+struct ExpertTraits {
+  uint32_t count = 0;   // 0: the model has none
+  uint32_t chosen = 0;  // experts of a token
+  uint32_t intermediate_size = 0;
+  bool normalize = false;  // the chosen ones' probabilities are brought to a sum of 1
 };
 
 struct ModelConfig {
@@ -58,6 +67,8 @@ struct ModelConfig {
   Activation activation = Activation::kSilu;
   Rope rope;
   std::vector<LayerTraits> layers;  // [num_layers]; empty: every layer has the defaults
+
+  ExpertTraits experts;
 
   bool qk_norm = false;  // RMS norm of each query and key head before rotary embedding
   bool qkv_bias = false;

@@ -120,6 +120,37 @@ TEST(ModelConfig, ReadsMistralsWindow) {
   EXPECT_EQ(parsed(llama()).layer(2).window, 0U);
 }
 
+TEST(ModelConfig, ReadsWhichLayersHaveExperts) {
+  json c = llama();
+  c["architectures"] = {"Qwen3MoeForCausalLM"};
+  c["num_hidden_layers"] = 6;
+  c["num_experts"] = 8;
+  c["num_experts_per_tok"] = 2;
+  c["moe_intermediate_size"] = 96;
+  ModelConfig config = parsed(c);
+  EXPECT_TRUE(config.qk_norm);
+  EXPECT_EQ(config.experts.count, 8U);
+  EXPECT_EQ(config.experts.chosen, 2U);
+  EXPECT_EQ(config.experts.intermediate_size, 96U);
+  EXPECT_FALSE(config.experts.normalize);
+  auto with_experts = [&] {
+    std::vector<int> layers;
+    for (uint32_t i = 0; i < config.num_layers; ++i) {
+      if (config.layer(i).experts) layers.push_back(static_cast<int>(i));
+    }
+    return layers;
+  };
+  EXPECT_THAT(with_experts(), ElementsAre(0, 1, 2, 3, 4, 5));
+  c["norm_topk_prob"] = true;
+  c["decoder_sparse_step"] = 2;
+  c["mlp_only_layers"] = {3};
+  config = parsed(c);
+  EXPECT_TRUE(config.experts.normalize);
+  EXPECT_THAT(with_experts(), ElementsAre(1, 5));
+  c["num_experts_per_tok"] = 9;
+  EXPECT_THAT(refused(c).message, HasSubstr("'num_experts_per_tok' must be a whole number from 1 to 8"));
+}
+
 TEST(ModelConfig, ReadsRopeScalingKinds) {
   json c = llama();
   c["rope_scaling"] = {{"type", "linear"}, {"factor", 4}};

@@ -82,6 +82,18 @@ std::vector<Target> targets_of(const ModelConfig& config, Weights& weights) {
     matrix(layer.o, q, {{attention + "o_proj.weight", hidden}});
     if (config.o_bias) vector(layer.o_bias, {{attention + "o_proj.bias", hidden}});
     vector(layer.mlp_norm, {{at + "post_attention_layernorm.weight", hidden}});
+    if (config.layer(i).experts) {
+      const uint64_t size = config.experts.intermediate_size;
+      matrix(layer.router, hidden, {{mlp + "gate.weight", config.experts.count}});
+      layer.experts.resize(config.experts.count);
+      for (size_t e = 0; e < layer.experts.size(); ++e) {
+        const std::string expert = fmt::format("{}experts.{}.", mlp, e);
+        matrix(layer.experts[e].gate_up, hidden,
+               {{expert + "gate_proj.weight", size}, {expert + "up_proj.weight", size}});
+        matrix(layer.experts[e].down, size, {{expert + "down_proj.weight", hidden}});
+      }
+      continue;
+    }
     matrix(layer.gate_up, hidden, gate_up("weight"));
     if (config.mlp_bias) vector(layer.gate_up_bias, gate_up("bias"));
     matrix(layer.down, inner, {{mlp + "down_proj.weight", hidden}});

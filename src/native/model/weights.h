@@ -35,6 +35,11 @@ struct Matrix {
 // F32; null where the model has none.
 using Vector = const float*;
 
+struct ExpertWeights {
+  Matrix gate_up;  // [2 moe intermediate, hidden]
+  Matrix down;     // [hidden, moe intermediate]
+};
+
 struct LayerWeights {
   Vector attention_norm = nullptr;  // [hidden]
   Matrix qkv;                       // [q_size + 2 kv_size, hidden]
@@ -48,6 +53,10 @@ struct LayerWeights {
   Vector gate_up_bias = nullptr;    // [2 intermediate]
   Matrix down;                      // [hidden, intermediate]
   Vector down_bias = nullptr;       // [hidden]
+
+  // Instead of gate_up and down in a layer with experts.
+  Matrix router;  // [experts, hidden]
+  std::vector<ExpertWeights> experts;
 };
 
 // Zeroed, page-aligned memory that asks the kernel for huge pages; untouched parts cost nothing.

@@ -196,6 +196,32 @@ TEST(LoadWeights, KnowsTiedEmbeddings) {
   EXPECT_THAT(refused(config, files), HasSubstr("'lm_head.weight': differs from the embedding"));
 }
 
+TEST(LoadWeights, PutsExpertsInThePlaceOfTheFeedForwardNetwork) {
+  ModelConfig config = small();
+  config.layers = {{.experts = true}};
+  config.experts = {.count = 2, .chosen = 1, .intermediate_size = 5};
+  Files files = complete(config);
+  const std::string mlp = "model.layers.0.mlp.";
+  EXPECT_THAT(refused(config, files), HasSubstr("'model.layers.0.mlp.gate.weight': missing"));
+  for (const char* name : {"gate_proj", "up_proj", "down_proj"}) files.erase(mlp + name + ".weight");
+  files[mlp + "gate.weight"] = {"BF16", {2, 4}, std::string(16, 'r')};
+  for (const std::string expert : {"0", "1"}) {
+    const std::string at = mlp + "experts." + expert;
+    files[at + ".gate_proj.weight"] = {"BF16", {5, 4}, std::string(40, 'g')};
+    files[at + ".up_proj.weight"] = {"BF16", {5, 4}, std::string(40, 'u')};
+    files[at + ".down_proj.weight"] = {"BF16", {4, 5}, std::string(40, expert[0])};
+  }
+  auto weights = load(config, files);
+  ASSERT_TRUE(weights.ok()) << weights.error().message;
+  const LayerWeights& layer = weights->layers[0];
+  EXPECT_EQ(layer.gate_up.data, nullptr);
+  EXPECT_EQ(bytes_of(layer.router), std::string(16, 'r'));
+  ASSERT_EQ(layer.experts.size(), 2U);
+  EXPECT_EQ(bytes_of(layer.experts[1].gate_up), std::string(40, 'g') + std::string(40, 'u'));
+  EXPECT_EQ(bytes_of(layer.experts[1].down), std::string(40, '1'));
+  EXPECT_EQ(layer.experts[1].down.cols, 5U);
+}
+
 TEST(LoadWeights, MakesRepeatableDummies) {
   ModelConfig config = small();
   config.vocab_size = 1000;

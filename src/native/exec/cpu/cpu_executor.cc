@@ -10,6 +10,7 @@
 
 #include "base/threads.h"
 #include "native/exec/cpu/attention.h"
+#include "native/exec/cpu/experts.h"
 #include "native/exec/cpu/kernels.h"
 #include "native/exec/cpu/thread_pool.h"
 #include "native/exec/plan_check.h"
@@ -85,6 +86,7 @@ class CpuExecutor final : public Executor {
         pool_(threads),
         layout_(config_, limits.tokens_per_block),
         attention_(config_, layout_, kernels, pool_),
+        experts_(config_, limits_, kernels, pool_),
         frequencies_(rotary_frequencies(config_)),
         buffers_(config_, limits_),
         slots_(limits.max_batch_size) {
@@ -93,6 +95,7 @@ class CpuExecutor final : public Executor {
 
   Result<void> allocate() {
     if (auto done = buffers_.allocate(); !done) return done;
+    if (auto done = experts_.allocate(); !done) return done;
     auto kv = HostArena::allocate(uint64_t{limits_.num_pages} * layout_.page * sizeof(float));
     if (!kv) return kv.error().with_context("KV pool");
     kv_memory_ = std::move(*kv);
@@ -128,6 +131,10 @@ class CpuExecutor final : public Executor {
     uint64_t bytes = plan.num_tokens() * weights_.embedding.row_bytes();
     for (const LayerWeights& layer : weights_.layers) {
       bytes += layer.qkv.bytes() + layer.o.bytes() + layer.gate_up.bytes() + layer.down.bytes();
+      if (layer.experts.empty()) continue;
+      // All tokens may choose the same ones.
+      const ExpertWeights& expert = layer.experts.front();
+      bytes += layer.router.bytes() + config_.experts.chosen * (expert.gate_up.bytes() + expert.down.bytes());
     }
     if (!plan.samples.empty()) bytes += weights_.lm_head.bytes();
     uint64_t kv_tokens = 0;  // of all layers
@@ -263,6 +270,7 @@ class CpuExecutor final : public Executor {
     const auto tokens = static_cast<uint32_t>(plan.num_tokens());
     const uint32_t inner = config_.intermediate_size;
     norm(buffers_.x, layer.mlp_norm, tokens, buffers_.normed);
+    if (!layer.experts.empty()) return experts_.run(layer, buffers_.normed, tokens, buffers_.x);
     multiply({.weights = &layer.gate_up,
               .bias = layer.gate_up_bias,
               .x = buffers_.normed,
@@ -340,6 +348,7 @@ class CpuExecutor final : public Executor {
   ThreadPool pool_;
   const KvLayout layout_;
   Attention attention_;
+  Experts experts_;
   const std::vector<float> frequencies_;
   Activations buffers_;
   HostArena kv_memory_;
@@ -356,6 +365,7 @@ class CpuExecutor final : public Executor {
 Result<void> check(const ModelConfig& config, const ExecutorLimits& limits, const CpuOptions& options) {
   const std::pair<const char*, uint32_t> sizes[] = {{"hidden_size", config.hidden_size},
                                                     {"intermediate_size", config.intermediate_size},
+                                                    {"moe_intermediate_size", config.experts.intermediate_size},
                                                     {"head_dim", config.head_dim}};
   for (const auto& [name, size] : sizes) {
     if (size % kVectorAlign != 0) {

@@ -208,8 +208,18 @@ TEST(CpuExecutor, SamplesTheSameInAnyBatch) {
   EXPECT_NE(all[1]->generated, expected.generated);
 }
 
-TEST(CpuExecutor, ReportsNumbersThatAreNotFinite) {
+// The second layer has experts.
+ModelConfig small_mixture() {
   ModelConfig config = small();
+  config.layers = {{}, {.experts = true}};
+  config.experts = {.count = 5, .chosen = 3, .intermediate_size = 32, .normalize = true};
+  return config;
+}
+
+class CpuExecutorNotFinite : public testing::TestWithParam<bool> {};
+
+TEST_P(CpuExecutorNotFinite, IsReportedForItsRowAlone) {
+  const ModelConfig config = GetParam() ? small_mixture() : small();
   auto weights = load_weights(config, "", LoadFormat::kDummy);
   ASSERT_TRUE(weights.ok());
   // One row of the embedding is NaN.
@@ -224,6 +234,8 @@ TEST(CpuExecutor, ReportsNumbersThatAreNotFinite) {
   EXPECT_TRUE(bad.not_finite);
   EXPECT_FALSE(good.not_finite) << "an error of one row stays with it";
 }
+
+INSTANTIATE_TEST_SUITE_P(Mixture, CpuExecutorNotFinite, testing::Bool());
 
 TEST(CpuExecutor, RefusesPlansThatAreWrong) {
   auto executor = make(limits_of(32, 320), 1);  // 10 pages
@@ -299,6 +311,10 @@ TEST(CpuExecutor, KnowsItsBytes) {
   const uint64_t layer_bytes = (qkv + o + mlp) * 2;
   const uint64_t kv = 41 + 1;  // read, written
   EXPECT_EQ(executor->active_bytes(driver.plan()), 64 * 2 + 2 * layer_bytes + 96 * 64 * 2 + kv * 2 * 2 * 32 * 4);
+
+  auto mixture = make(limits_of(32), 1, small_mixture());
+  const uint64_t experts = uint64_t{5} * 64 + 3 * uint64_t{3} * 32 * 64;  // router, three experts
+  EXPECT_EQ(executor->active_bytes(driver.plan()) - mlp * 2 + experts * 2, mixture->active_bytes(driver.plan()));
 
   ModelConfig windowed = config;
   windowed.layers = {{}, {.window = 10}};

@@ -203,7 +203,8 @@ TEST_P(RandomModel, IsBatchInvariant) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Golden, RandomModel, testing::Values("llama3", "mistral", "qwen2", "qwen3"),
+INSTANTIATE_TEST_SUITE_P(Golden, RandomModel,
+                         testing::Values("llama3", "mistral", "qwen2", "qwen3", "qwen3_moe", "qwen3_moe_mixed"),
                          [](const auto& info) { return std::string(info.param); });
 
 TEST(SmolLm2, GivesTheTokensOfTransformersAlone) {
