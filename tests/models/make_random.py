@@ -36,7 +36,17 @@ QWEN3_MOE = {"architectures": ["Qwen3MoeForCausalLM"], "model_type": "qwen3_moe"
              "num_experts": 8, "num_experts_per_tok": 2, "output_router_logits": False,
              "router_aux_loss_coef": 0.001, "use_sliding_window": False, "sliding_window": None}
 
+GEMMA3 = {"architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text", "rope_theta": 1e6,
+          "rope_local_base_freq": 1e4, "attention_bias": False, "hidden_activation": "gelu_pytorch_tanh",
+          "sliding_window": 32, "final_logit_softcapping": None, "attn_logit_softcapping": None,
+          "tie_word_embeddings": True}
+
 CONFIGS = {
+    "gemma3": dims(192, 6, 4, 1, 256, 384, **GEMMA3, rope_scaling=None, query_pre_attn_scalar=256,
+                   sliding_window_pattern=6, layer_types=["sliding_attention"] * 5 + ["full_attention"]),
+    "gemma3_linear": dims(192, 4, 4, 2, 128, 384, **GEMMA3, rope_scaling={"factor": 8.0, "rope_type": "linear"},
+                          query_pre_attn_scalar=168, sliding_window_pattern=2,
+                          layer_types=["sliding_attention", "full_attention"] * 2),
     "llama3": dims(256, 3, 4, 2, 64, 512, architectures=["LlamaForCausalLM"], model_type="llama", rope_theta=5e5,
                    attention_bias=False, mlp_bias=False,
                    rope_scaling={"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -75,22 +85,26 @@ def parameters(config):
             layer = {name: shape for name, shape in layer.items() if not name.startswith("mlp.")}
             layer.update({"mlp.gate.weight": (count, hidden), "mlp.experts.gate_up_proj": (count, 2 * size, hidden),
                           "mlp.experts.down_proj": (count, hidden, size)})
-        if config["model_type"] in ("qwen3", "qwen3_moe"):
+        if config["model_type"] == "gemma3_text":
+            layer.update({"pre_feedforward_layernorm.weight": (hidden,), "post_feedforward_layernorm.weight": (hidden,)})
+        if config["model_type"] in ("qwen3", "qwen3_moe", "gemma3_text"):
             layer.update({"self_attn.q_norm.weight": (head,), "self_attn.k_norm.weight": (head,)})
         shapes.update({f"model.layers.{i}.{name}": shape for name, shape in layer.items()})
     return shapes
 
 
-def values(name, shape):
-    """Values of a parameter: float32, seeded by its name, scaled so that tokens differ and none is sure."""
+def values(name, shape, gemma):
+    """Values of a parameter: float32, seeded by its name, scaled so that tokens differ and none is sure. Gemma
+    multiplies embeddings with sqrt(hidden) and norms with 1 + weight."""
     x = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape, dtype=np.float32)
     if name.endswith("bias"):
         return 0.3 * x
     sharp = 1.5 if any(s in name for s in ("q_norm", "k_norm", "q_proj", "k_proj")) else 1.0
     if "norm" in name:
-        return 0.2 * x + sharp
+        last = 13.0 if gemma and name == "model.norm.weight" else sharp
+        return 0.2 * x + last - gemma
     if "embed_tokens" in name or "lm_head" in name:
-        return x * (4 / math.sqrt(shape[-1]))
+        return x * ((0.3 if gemma else 4) / math.sqrt(shape[-1]))
     gain = 2.0 if any(s in name for s in ("o_proj", "down_proj", "mlp.gate.weight")) else sharp
     return x * (gain / math.sqrt(shape[-1]))
 
@@ -135,9 +149,9 @@ def write_tokenizer(out):
 
 def write_model(out, config, shards=1):
     out.mkdir(parents=True, exist_ok=True)
-    tensors = {}
+    tensors, gemma = {}, "gemma" in config["model_type"]
     for name, shape in parameters(config).items():
-        tensors.update(stored(name, to_bf16(values(name, shape))))
+        tensors.update(stored(name, to_bf16(values(name, shape, gemma))))
     if shards > 1:
         write_shards(out, tensors, shards)
     else:

@@ -18,20 +18,20 @@ float scale_llama3(float frequency, const Rope& rope) {
 
 }  // namespace
 
-std::vector<float> rotary_frequencies(const ModelConfig& config) {
-  const uint32_t half = config.head_dim / 2;
+std::vector<float> rotary_frequencies(const Rope& rope, uint32_t head_dim) {
+  const uint32_t half = head_dim / 2;
   std::vector<float> frequencies(half);
   for (uint32_t i = 0; i < half; ++i) {
-    const float exponent = static_cast<float>(2 * i) / static_cast<float>(config.head_dim);
-    float frequency = 1.0F / std::pow(config.rope.theta, exponent);
-    switch (config.rope.scaling) {
+    const float exponent = static_cast<float>(2 * i) / static_cast<float>(head_dim);
+    float frequency = 1.0F / std::pow(rope.theta, exponent);
+    switch (rope.scaling) {
       case RopeScaling::kNone:
         break;
       case RopeScaling::kLinear:
-        frequency /= config.rope.factor;
+        frequency /= rope.factor;
         break;
       case RopeScaling::kLlama3:
-        frequency = scale_llama3(frequency, config.rope);
+        frequency = scale_llama3(frequency, rope);
         break;
     }
     frequencies[i] = frequency;

@@ -37,9 +37,25 @@ struct Architecture {
   bool experts = false;                // "num_experts" and its like
   bool window = false;                 // "sliding_window" holds in every layer
   uint32_t default_window = 0;         // when config.json does not name it; null means none
+  bool gemma = false;                  // norms, scales and layers of two kinds as in Gemma 3
+  double default_theta = 10'000.0;
+  std::string_view activation_key = "hidden_act";
+  std::string_view default_activation = "silu";
+  bool default_tied = false;
 };
 
 constexpr std::array kArchitectures = {
+    Architecture{.name = "Gemma3ForCausalLM",
+                 .qk_norm = true,
+                 .attention_bias_option = true,
+                 .default_head_dim = 256,
+                 .default_kv_heads = 4,
+                 .default_window = 4096,
+                 .gemma = true,
+                 .default_theta = 1e6,
+                 .activation_key = "hidden_activation",
+                 .default_activation = "gelu_pytorch_tanh",
+                 .default_tied = true},
     Architecture{.name = "LlamaForCausalLM", .attention_bias_option = true, .mlp_bias_option = true},
     Architecture{.name = "MistralForCausalLM", .default_kv_heads = 8, .window = true, .default_window = 4096},
     Architecture{.name = "Qwen2ForCausalLM", .qkv_bias = true},
@@ -190,13 +206,17 @@ const Architecture& architecture_of(const Members& config) {
   not_supported(fmt::format("architecture '{}' is not supported; supported: {}", name, supported_architectures()));
 }
 
-// "rope_scaling" (type or rope_type) beside "rope_theta", or since transformers 5 all of it in "rope_parameters".
-Rope parse_rope(const Members& config) {
+// "rope_scaling" (type or rope_type) beside "rope_theta", or since transformers 5 all of it in "rope_parameters", for
+// each type of layer apart where there are two.
+Rope parse_rope(const Members& config, const Architecture& architecture) {
   Rope rope;
   auto parameters = config.object("rope_parameters");
+  if (architecture.gemma && parameters && parameters->has("full_attention")) {
+    parameters = parameters->object("full_attention");
+  }
   auto scaling = parameters ? parameters : config.object("rope_scaling");
   const Members& theta_place = parameters && parameters->has("rope_theta") ? *parameters : config;
-  rope.theta = theta_place.real("rope_theta", 10'000.0);
+  rope.theta = theta_place.real("rope_theta", architecture.default_theta);
   for (const Members* place : {&config, scaling ? &*scaling : &config}) {
     if (place->real("partial_rotary_factor", 1.0) != 1.0F) {
       not_supported(fmt::format("{}: 'partial_rotary_factor' other than 1 is not supported", place->where()));
@@ -235,6 +255,58 @@ Rope parse_rope(const Members& config) {
 uint32_t parse_window(const Members& config, const Architecture& architecture) {
   if (!config.names("sliding_window")) return architecture.default_window;
   return config.has("sliding_window") ? config.size("sliding_window", std::nullopt, kMaxPositions) : 0;
+}
+
+Activation parse_activation(const Members& config, const Architecture& architecture) {
+  const std::string name =
+      config.text(architecture.activation_key).value_or(std::string(architecture.default_activation));
+  if (name == "silu") return Activation::kSilu;
+  if (name == "gelu_pytorch_tanh") return Activation::kGeluTanh;
+  not_supported(fmt::format("config.json: activation '{}' is not supported; supported: silu, gelu_pytorch_tanh", name));
+}
+
+// Layers with a window, and between them some without: listed, or every "sliding_window_pattern"-th.
+void parse_layer_types(const Members& config, uint32_t window, ModelConfig& out) {
+  if (window == 0) wrong("config.json: 'sliding_window' is missing");
+  out.layers.resize(out.num_layers);
+  if (!config.has("layer_types")) {
+    const uint32_t pattern = config.size("sliding_window_pattern", 6, kMaxLayers);
+    for (uint32_t i = 0; i < out.num_layers; ++i) out.layers[i].window = (i + 1) % pattern == 0 ? 0 : window;
+    return;
+  }
+  const auto types = config.list("layer_types", kMaxLayers);
+  if (types.size() != out.num_layers) wrong("config.json: 'layer_types' must hold one type a layer");
+  for (uint32_t i = 0; i < out.num_layers; ++i) {
+    std::string_view type;
+    if (types[i].get(type) != simdjson::SUCCESS) wrong("'layer_types' must hold strings");
+    if (type != "full_attention" && type != "sliding_attention") {
+      not_supported(
+          fmt::format("layer type '{}' is not supported; supported: full_attention, sliding_attention", type));
+    }
+    if (type == "sliding_attention") out.layers[i].window = window;
+  }
+}
+
+// What Gemma 3 has and others have not.
+void parse_gemma(const Members& config, const Architecture& architecture, ModelConfig& out) {
+  for (const char* cap : {"attn_logit_softcapping", "final_logit_softcapping"}) {
+    if (config.has(cap)) not_supported(fmt::format("config.json: '{}' is not supported", cap));
+  }
+  if (config.flag("use_bidirectional_attention", false)) {
+    not_supported("config.json: 'use_bidirectional_attention' is not supported");
+  }
+  parse_layer_types(config, parse_window(config, architecture), out);
+  out.local_rope.emplace();
+  const auto parameters = config.object("rope_parameters");
+  const auto local = parameters ? parameters->object("sliding_attention") : std::nullopt;
+  out.local_rope->theta = local ? local->real("rope_theta", 1e4) : config.real("rope_local_base_freq", 1e4);
+  if (local && local->text("rope_type").value_or("default") != "default") {
+    not_supported(fmt::format("{}: only rope type 'default' is supported", local->where()));
+  }
+  out.embedding_scale = std::sqrt(static_cast<float>(out.hidden_size));
+  out.query_scalar = config.size("query_pre_attn_scalar", 256, kMaxDimension);
+  out.norm_plus_one = true;
+  out.post_norms = true;
 }
 
 void refuse_sliding_window(const Members& config, uint32_t max_positions) {
@@ -303,12 +375,11 @@ ModelConfig parse(std::string_view config_json, std::string_view generation_conf
   out.max_positions = config.size("max_position_embeddings", std::nullopt, kMaxPositions);
   out.norm_eps = config.real("rms_norm_eps", 1e-6);
 
-  const std::string activation = config.text("hidden_act").value_or("silu");
-  if (activation != "silu") {
-    not_supported(fmt::format("config.json: activation '{}' is not supported; supported: silu", activation));
-  }
-  out.rope = parse_rope(config);
-  if (architecture.window) {
+  out.activation = parse_activation(config, architecture);
+  out.rope = parse_rope(config, architecture);
+  if (architecture.gemma) {
+    parse_gemma(config, architecture, out);
+  } else if (architecture.window) {
     out.layers.assign(out.num_layers, {.window = parse_window(config, architecture)});
   } else {
     refuse_sliding_window(config, out.max_positions);
@@ -321,7 +392,7 @@ ModelConfig parse(std::string_view config_json, std::string_view generation_conf
   out.qkv_bias = architecture.qkv_bias || (architecture.attention_bias_option && attention_bias);
   out.o_bias = architecture.attention_bias_option && attention_bias;
   out.mlp_bias = architecture.mlp_bias_option && mlp_bias;
-  out.tie_embeddings = config.flag("tie_word_embeddings", false);
+  out.tie_embeddings = config.flag("tie_word_embeddings", architecture.default_tied);
 
   out.eos_token_ids = token_ids(config, "eos_token_id", out.vocab_size);
   if (auto bos = token_ids(config, "bos_token_id", out.vocab_size); !bos.empty()) out.bos_token_id = bos.front();
@@ -343,7 +414,7 @@ bool exists(const std::string& path) {
 }  // namespace
 
 float ModelConfig::score_scale() const {
-  return 1.0F / std::sqrt(static_cast<float>(head_dim));
+  return 1.0F / std::sqrt(static_cast<float>(query_scalar != 0 ? query_scalar : head_dim));
 }
 
 std::string supported_architectures() {

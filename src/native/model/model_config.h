@@ -9,7 +9,7 @@
 // that of transformers 5 (rope_parameters, dtype). What would change the result and is not implemented (other rope
 // kinds, a sliding window of Qwen, quantised weights, another activation) is refused by name. Plain value; no thread
 // rules. Source of names and defaults: transformers 4.57 and 5,
-// models/{llama,mistral,qwen2,qwen3,qwen3_moe}/configuration_*.py.
+// models/{gemma3,llama,mistral,qwen2,qwen3,qwen3_moe}/configuration_*.py.
 #pragma once
 
 #include <cstdint>
@@ -35,7 +35,7 @@ struct Rope {
   uint32_t original_max_positions = 0;  // kLlama3
 };
 
-enum class Activation : uint8_t { kSilu };
+enum class Activation : uint8_t { kSilu, kGeluTanh };
 
 // What differs from layer to layer.
 struct LayerTraits {
@@ -66,11 +66,16 @@ struct ModelConfig {
   float norm_eps = 1e-6F;
   Activation activation = Activation::kSilu;
   Rope rope;
+  std::optional<Rope> local_rope;   // of layers with a window, where theirs is another one
   std::vector<LayerTraits> layers;  // [num_layers]; empty: every layer has the defaults
 
   ExpertTraits experts;
 
-  bool qk_norm = false;  // RMS norm of each query and key head before rotary embedding
+  float embedding_scale = 1.0F;  // embeddings are multiplied with it
+  uint32_t query_scalar = 0;     // scores are divided by its square root; 0: head_dim
+  bool norm_plus_one = false;    // norms multiply with 1 + weight
+  bool post_norms = false;       // also the outputs of attention and feed-forward network are normed
+  bool qk_norm = false;          // RMS norm of each query and key head before rotary embedding
   bool qkv_bias = false;
   bool o_bias = false;
   bool mlp_bias = false;        // gate, up and down
@@ -80,6 +85,9 @@ struct ModelConfig {
   std::vector<llm::TokenId> eos_token_ids;  // generation_config.json's, else config.json's; may be empty
 
   [[nodiscard]] LayerTraits layer(uint32_t index) const { return layers.empty() ? LayerTraits{} : layers[index]; }
+  [[nodiscard]] bool uses_local_rope(uint32_t index) const {
+    return local_rope.has_value() && layer(index).window != 0;
+  }
   // What scores of queries and keys are multiplied with.
   [[nodiscard]] float score_scale() const;
   [[nodiscard]] uint32_t q_size() const { return num_heads * head_dim; }

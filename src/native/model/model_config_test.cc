@@ -151,6 +151,64 @@ TEST(ModelConfig, ReadsWhichLayersHaveExperts) {
   EXPECT_THAT(refused(c).message, HasSubstr("'num_experts_per_tok' must be a whole number from 1 to 8"));
 }
 
+TEST(ModelConfig, ReadsGemma3) {
+  json c = llama();
+  c["architectures"] = {"Gemma3ForCausalLM"};
+  c.erase("tie_word_embeddings");
+  c.erase("rope_theta");
+  c["num_hidden_layers"] = 7;
+  c["hidden_act"] = "ignored";
+  c["rope_scaling"] = {{"rope_type", "linear"}, {"factor", 8}};
+  c["sliding_window"] = 32;
+  c["query_pre_attn_scalar"] = 64;
+  ModelConfig config = parsed(c);
+  EXPECT_EQ(config.activation, Activation::kGeluTanh);
+  EXPECT_EQ(config.head_dim, 256U);
+  EXPECT_EQ(config.embedding_scale, 16.0F);
+  EXPECT_EQ(config.score_scale(), 0.125F);
+  EXPECT_TRUE(config.tie_embeddings && config.qk_norm && config.norm_plus_one && config.post_norms);
+  EXPECT_EQ(config.rope.theta, 1e6F);
+  EXPECT_EQ(config.rope.scaling, RopeScaling::kLinear);
+  EXPECT_EQ(config.local_rope->theta, 1e4F);
+  EXPECT_EQ(config.local_rope->scaling, RopeScaling::kNone);
+  auto windows = [&] {
+    std::vector<uint32_t> result;
+    for (const LayerTraits& layer : config.layers) result.push_back(layer.window);
+    return result;
+  };
+  EXPECT_THAT(windows(), ElementsAre(32, 32, 32, 32, 32, 0, 32)) << "every sixth layer is global";
+  EXPECT_TRUE(config.uses_local_rope(0));
+  EXPECT_FALSE(config.uses_local_rope(5));
+  c["sliding_window_pattern"] = 2;
+  config = parsed(c);
+  EXPECT_THAT(windows(), ElementsAre(32, 0, 32, 0, 32, 0, 32));
+
+  json listed = c;
+  listed["num_hidden_layers"] = 2;
+  listed["layer_types"] = {"full_attention", "sliding_attention"};
+  config = parsed(listed);
+  EXPECT_THAT(windows(), ElementsAre(0, 32));
+  listed["layer_types"] = {"full_attention"};
+  EXPECT_THAT(refused(listed).message, HasSubstr("'layer_types' must hold one type a layer"));
+  listed["layer_types"] = {"full_attention", "chunked_attention"};
+  EXPECT_THAT(refused(listed).message, HasSubstr("layer type 'chunked_attention' is not supported"));
+
+  json v5 = c;  // as transformers 5 writes it
+  v5.erase("rope_scaling");
+  v5["rope_parameters"] = {{"full_attention", {{"rope_type", "linear"}, {"factor", 8}, {"rope_theta", 2e6}}},
+                           {"sliding_attention", {{"rope_type", "default"}, {"rope_theta", 3e4}}}};
+  config = parsed(v5);
+  EXPECT_EQ(config.rope.theta, 2e6F);
+  EXPECT_EQ(config.rope.factor, 8.0F);
+  EXPECT_EQ(config.local_rope->theta, 3e4F);
+
+  for (const char* key : {"attn_logit_softcapping", "final_logit_softcapping"}) {
+    json capped = c;
+    capped[key] = 30.0;
+    EXPECT_THAT(refused(capped).message, HasSubstr(key));
+  }
+}
+
 TEST(ModelConfig, ReadsRopeScalingKinds) {
   json c = llama();
   c["rope_scaling"] = {{"type", "linear"}, {"factor", 4}};
@@ -187,7 +245,7 @@ TEST(ModelConfig, RefusesByNameWhatWouldChangeTheResult) {
   } cases[] = {
       {"architectures",
        {"MixtralForCausalLM"},
-       "'MixtralForCausalLM' is not supported; supported: LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM"},
+       "'MixtralForCausalLM' is not supported; supported: Gemma3ForCausalLM, LlamaForCausalLM, MistralForCausalLM"},
       {"quantization_config", {{"quant_method", "gptq"}}, "'quantization_config': quantised weights are not supported"},
       {"hidden_act", "gelu", "activation 'gelu' is not supported; supported: silu"},
       {"partial_rotary_factor", 0.5, "'partial_rotary_factor'"},

@@ -33,6 +33,7 @@ struct Target {
   Matrix* matrix = nullptr;
   Vector* vector = nullptr;
   uint64_t cols = 1;
+  float offset = 0.0F;  // added to a vector's values
   std::vector<Part> parts;
 
   [[nodiscard]] uint64_t rows() const {
@@ -60,6 +61,11 @@ std::vector<Target> targets_of(const ModelConfig& config, Weights& weights) {
     targets.push_back({.vector = &to, .parts = std::move(parts)});
   };
 
+  auto norm = [&](Vector& to, std::string name, uint64_t size) {
+    vector(to, {{std::move(name), size}});
+    if (config.norm_plus_one) targets.back().offset = 1.0F;
+  };
+
   matrix(weights.embedding, hidden, {{"model.embed_tokens.weight", config.vocab_size}});
   weights.layers.resize(config.num_layers);
   for (uint32_t i = 0; i < config.num_layers; ++i) {
@@ -74,14 +80,20 @@ std::vector<Target> targets_of(const ModelConfig& config, Weights& weights) {
     auto gate_up = [&](const char* kind) {
       return std::vector<Part>{{mlp + "gate_proj." + kind, inner}, {mlp + "up_proj." + kind, inner}};
     };
-    vector(layer.attention_norm, {{at + "input_layernorm.weight", hidden}});
+    norm(layer.attention_norm, at + "input_layernorm.weight", hidden);
     matrix(layer.qkv, hidden, qkv("weight"));
     if (config.qkv_bias) vector(layer.qkv_bias, qkv("bias"));
-    if (config.qk_norm) vector(layer.q_norm, {{attention + "q_norm.weight", config.head_dim}});
-    if (config.qk_norm) vector(layer.k_norm, {{attention + "k_norm.weight", config.head_dim}});
+    if (config.qk_norm) norm(layer.q_norm, attention + "q_norm.weight", config.head_dim);
+    if (config.qk_norm) norm(layer.k_norm, attention + "k_norm.weight", config.head_dim);
     matrix(layer.o, q, {{attention + "o_proj.weight", hidden}});
     if (config.o_bias) vector(layer.o_bias, {{attention + "o_proj.bias", hidden}});
-    vector(layer.mlp_norm, {{at + "post_attention_layernorm.weight", hidden}});
+    if (config.post_norms) {
+      norm(layer.post_attention_norm, at + "post_attention_layernorm.weight", hidden);
+      norm(layer.mlp_norm, at + "pre_feedforward_layernorm.weight", hidden);
+      norm(layer.post_mlp_norm, at + "post_feedforward_layernorm.weight", hidden);
+    } else {
+      norm(layer.mlp_norm, at + "post_attention_layernorm.weight", hidden);
+    }
     if (config.layer(i).experts) {
       const uint64_t size = config.experts.intermediate_size;
       matrix(layer.router, hidden, {{mlp + "gate.weight", config.experts.count}});
@@ -99,7 +111,7 @@ std::vector<Target> targets_of(const ModelConfig& config, Weights& weights) {
     matrix(layer.down, inner, {{mlp + "down_proj.weight", hidden}});
     if (config.mlp_bias) vector(layer.down_bias, {{mlp + "down_proj.bias", hidden}});
   }
-  vector(weights.final_norm, {{"model.norm.weight", hidden}});
+  norm(weights.final_norm, "model.norm.weight", hidden);
   if (!config.tie_embeddings) matrix(weights.lm_head, hidden, {{"lm_head.weight", config.vocab_size}});
   return targets;
 }
@@ -272,7 +284,11 @@ Result<Weights> load_safetensors(const ModelConfig& config, const std::string& d
       if (target.matrix != nullptr) {
         copy(stored.bytes, at, progress);
       } else {
-        widen(stored, reinterpret_cast<float*>(at));
+        auto* values = reinterpret_cast<float*>(at);
+        widen(stored, values);
+        if (target.offset != 0.0F) {
+          for (uint64_t i = 0; i < part.rows; ++i) values[i] += target.offset;
+        }
       }
       at += part.rows * target.cols * size_of(target.type(*matrices));
     }

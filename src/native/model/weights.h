@@ -5,7 +5,8 @@
 //   }); weights->layers[0].qkv.rows == config.qkv_size();
 //
 // Types: matrices keep the type of the checkpoint (BF16, F16 or F32, all matrices the same one), bit for bit; executors
-// widen while they multiply. Vectors (norms, biases) become F32, which is exact for all three. Matrices are row-major
+// widen while they multiply. Vectors (norms, biases) become F32, which is exact for all three; where a model multiplies
+// with 1 + weight the 1 is added. Matrices are row-major
 // [out, in] as stored, rows start at multiples of 64 bytes when a row's size is one. Ownership: Weights owns all memory
 // and keeps no file open. Thread rules: immutable after loading; any thread may read.
 #pragma once
@@ -41,18 +42,20 @@ struct ExpertWeights {
 };
 
 struct LayerWeights {
-  Vector attention_norm = nullptr;  // [hidden]
-  Matrix qkv;                       // [q_size + 2 kv_size, hidden]
-  Vector qkv_bias = nullptr;        // [q_size + 2 kv_size]
-  Vector q_norm = nullptr;          // [head_dim]
-  Vector k_norm = nullptr;          // [head_dim]
-  Matrix o;                         // [hidden, q_size]
-  Vector o_bias = nullptr;          // [hidden]
-  Vector mlp_norm = nullptr;        // [hidden]
-  Matrix gate_up;                   // [2 intermediate, hidden]
-  Vector gate_up_bias = nullptr;    // [2 intermediate]
-  Matrix down;                      // [hidden, intermediate]
-  Vector down_bias = nullptr;       // [hidden]
+  Vector attention_norm = nullptr;       // [hidden]
+  Matrix qkv;                            // [q_size + 2 kv_size, hidden]
+  Vector qkv_bias = nullptr;             // [q_size + 2 kv_size]
+  Vector q_norm = nullptr;               // [head_dim]
+  Vector k_norm = nullptr;               // [head_dim]
+  Matrix o;                              // [hidden, q_size]
+  Vector o_bias = nullptr;               // [hidden]
+  Vector post_attention_norm = nullptr;  // [hidden] of attention's output
+  Vector mlp_norm = nullptr;             // [hidden]
+  Matrix gate_up;                        // [2 intermediate, hidden]
+  Vector gate_up_bias = nullptr;         // [2 intermediate]
+  Matrix down;                           // [hidden, intermediate]
+  Vector down_bias = nullptr;            // [hidden]
+  Vector post_mlp_norm = nullptr;        // [hidden] of the feed-forward network's output
 
   // Instead of gate_up and down in a layer with experts.
   Matrix router;  // [experts, hidden]

@@ -34,14 +34,15 @@ struct Activations {
   Result<void> allocate() {
     const uint64_t tokens = limits_.max_num_tokens;
     const uint64_t batch = limits_.max_batch_size;
+    const uint64_t ropes = config_.local_rope ? 2 : 1;
     const std::pair<float**, uint64_t> buffers[] = {
         {&x, tokens * config_.hidden_size},
         {&normed, tokens * config_.hidden_size},
         {&qkv, tokens * config_.qkv_size()},
         {&attention, tokens * config_.q_size()},
         {&gate_up, tokens * 2 * config_.intermediate_size},
-        {&cos, tokens * config_.head_dim / 2},
-        {&sin, tokens * config_.head_dim / 2},
+        {&cos, ropes * tokens * config_.head_dim / 2},
+        {&sin, ropes * tokens * config_.head_dim / 2},
         {&last, batch * config_.hidden_size},
         {&logits, batch * config_.vocab_size},
     };
@@ -64,7 +65,7 @@ struct Activations {
   float* qkv = nullptr;        // [T][qkv]
   float* attention = nullptr;  // [T][q]
   float* gate_up = nullptr;    // [T][2 intermediate]; the activation goes into its first half
-  float* cos = nullptr;        // [T][head_dim / 2]
+  float* cos = nullptr;        // [rope][T][head_dim / 2], the local one second
   float* sin = nullptr;
   float* last = nullptr;    // [B][hidden] normed residual of sampled rows
   float* logits = nullptr;  // [B][vocab]
@@ -87,9 +88,10 @@ class CpuExecutor final : public Executor {
         layout_(config_, limits.tokens_per_block),
         attention_(config_, layout_, kernels, pool_),
         experts_(config_, limits_, kernels, pool_),
-        frequencies_(rotary_frequencies(config_)),
         buffers_(config_, limits_),
         slots_(limits.max_batch_size) {
+    frequencies_.push_back(rotary_frequencies(config_.rope, config_.head_dim));
+    if (config_.local_rope) frequencies_.push_back(rotary_frequencies(*config_.local_rope, config_.head_dim));
     for (unsigned i = 0; i < pool_.size(); ++i) samplers_.emplace_back(config_.vocab_size);
   }
 
@@ -176,6 +178,28 @@ class CpuExecutor final : public Executor {
     });
   }
 
+  // A product into the residual stream, normed before where the model does that.
+  void project(const Matrix& weights, Vector bias, const float* from, size_t from_stride, uint32_t tokens,
+               Vector post_norm) {
+    multiply({.weights = &weights,
+              .bias = bias,
+              .x = from,
+              .x_stride = from_stride,
+              .m = tokens,
+              .y = post_norm == nullptr ? buffers_.x : buffers_.normed,
+              .y_stride = config_.hidden_size,
+              .add = post_norm == nullptr});
+    if (post_norm == nullptr) return;
+    for_tokens(tokens, [&](uint32_t first, uint32_t last) {
+      for (size_t t = first; t < last; ++t) {
+        float* y = buffers_.normed + t * config_.hidden_size;
+        float* x = buffers_.x + t * config_.hidden_size;
+        kernels_.rms_norm(y, post_norm, config_.norm_eps, config_.hidden_size, y);
+        for (uint32_t i = 0; i < config_.hidden_size; ++i) x[i] += y[i];
+      }
+    });
+  }
+
   void forward(const StepPlan& plan) {
     embed(plan);
     place_tokens(plan);
@@ -195,10 +219,17 @@ class CpuExecutor final : public Executor {
         const TokenId token =
             plan.tokens[t] == kTokenOfPreviousStep ? last_tokens_[plan.from_sample[t]] : plan.tokens[t];
         kernels_.widen(weights_.embedding, token, buffers_.x + t * config_.hidden_size);
-        for (uint32_t i = 0; i < half; ++i) {
-          const float angle = static_cast<float>(plan.positions[t]) * frequencies_[i];
-          buffers_.cos[t * half + i] = std::cos(angle);
-          buffers_.sin[t * half + i] = std::sin(angle);
+        if (config_.embedding_scale != 1.0F) {
+          float* x = buffers_.x + t * config_.hidden_size;
+          for (uint32_t i = 0; i < config_.hidden_size; ++i) x[i] *= config_.embedding_scale;
+        }
+        for (size_t rope = 0; rope < frequencies_.size(); ++rope) {
+          const size_t at = (rope * limits_.max_num_tokens + t) * half;
+          for (uint32_t i = 0; i < half; ++i) {
+            const float angle = static_cast<float>(plan.positions[t]) * frequencies_[rope][i];
+            buffers_.cos[at + i] = std::cos(angle);
+            buffers_.sin[at + i] = std::sin(angle);
+          }
         }
       }
     });
@@ -233,21 +264,16 @@ class CpuExecutor final : public Executor {
       for (uint32_t t = first; t < last; ++t) finish_qkv(t, index, layer);
     });
     attention_.run(plan, index, buffers_.qkv, kv_, buffers_.attention);
-    multiply({.weights = &layer.o,
-              .bias = layer.o_bias,
-              .x = buffers_.attention,
-              .x_stride = config_.q_size(),
-              .m = tokens,
-              .y = buffers_.x,
-              .y_stride = config_.hidden_size,
-              .add = true});
+    project(layer.o, layer.o_bias, buffers_.attention, config_.q_size(), tokens, layer.post_attention_norm);
   }
 
   // Norm and rotation of one token's query and key heads; keys and values into the pool.
   void finish_qkv(size_t t, uint32_t layer_index, const LayerWeights& layer) {
     const uint32_t dim = config_.head_dim;
-    const float* cos = buffers_.cos + t * (dim / 2);
-    const float* sin = buffers_.sin + t * (dim / 2);
+    const size_t rope = config_.uses_local_rope(layer_index) ? 1 : 0;
+    const size_t angles = (rope * limits_.max_num_tokens + t) * (dim / 2);
+    const float* cos = buffers_.cos + angles;
+    const float* sin = buffers_.sin + angles;
     float* head = buffers_.qkv + t * config_.qkv_size();
     auto prepare = [&](Vector norm_weight) {
       if (norm_weight != nullptr) kernels_.rms_norm(head, norm_weight, config_.norm_eps, dim, head);
@@ -278,20 +304,14 @@ class CpuExecutor final : public Executor {
               .m = tokens,
               .y = buffers_.gate_up,
               .y_stride = size_t{2} * inner});
+    const auto activate = gated_activation(kernels_, config_.activation);
     for_tokens(tokens, [&](uint32_t first, uint32_t last) {
       for (size_t t = first; t < last; ++t) {
         float* gate = buffers_.gate_up + t * 2 * inner;
-        kernels_.silu_mul(gate, gate + inner, inner, gate);
+        activate(gate, gate + inner, inner, gate);
       }
     });
-    multiply({.weights = &layer.down,
-              .bias = layer.down_bias,
-              .x = buffers_.gate_up,
-              .x_stride = size_t{2} * inner,
-              .m = tokens,
-              .y = buffers_.x,
-              .y_stride = config_.hidden_size,
-              .add = true});
+    project(layer.down, layer.down_bias, buffers_.gate_up, size_t{2} * inner, tokens, layer.post_mlp_norm);
   }
 
   // Final norm and LM head, for the last tokens of sampled rows only.
@@ -349,7 +369,7 @@ class CpuExecutor final : public Executor {
   const KvLayout layout_;
   Attention attention_;
   Experts experts_;
-  const std::vector<float> frequencies_;
+  std::vector<std::vector<float>> frequencies_;  // [rope][head_dim / 2], the local one second
   Activations buffers_;
   HostArena kv_memory_;
   float* kv_ = nullptr;

@@ -147,9 +147,10 @@ void Experts::run(const LayerWeights& layer, const float* normed, uint32_t token
     std::memcpy(rows_ + size_t{row} * hidden, normed + size_t{token_of_[row]} * hidden, hidden * sizeof(float));
   });
   multiply(layer, &ExpertWeights::gate_up, rows_, hidden, inner_, size_t{2} * inner);
+  const auto activate = gated_activation(kernels_, config_.activation);
   for_each(threads_, tokens * chosen, [&](uint32_t row) {
     float* gate = inner_ + size_t{row} * 2 * inner;
-    kernels_.silu_mul(gate, gate + inner, inner, gate);
+    activate(gate, gate + inner, inner, gate);
   });
   multiply(layer, &ExpertWeights::down, inner_, size_t{2} * inner, rows_, hidden);
   for_each(threads_, tokens, [&](uint32_t t) {

@@ -19,6 +19,16 @@ bool has_avx512() {
 
 }  // namespace
 
+auto gated_activation(const Kernels& kernels, Activation activation) -> decltype(kernels.silu_mul) {
+  switch (activation) {
+    case Activation::kSilu:
+      return kernels.silu_mul;
+    case Activation::kGeluTanh:
+      return kernels.gelu_mul;
+  }
+  return nullptr;
+}
+
 const Kernels* kernels_for(CpuIsa isa) {
   switch (isa) {
     case CpuIsa::kBest:

@@ -63,9 +63,13 @@ struct Kernels {
   void (*attention)(const AttentionArgs& args);
   void (*rms_norm)(const float* x, const float* weight, float eps, uint32_t size, float* y);
   void (*silu_mul)(const float* gate, const float* up, uint32_t size, float* y);
+  void (*gelu_mul)(const float* gate, const float* up, uint32_t size, float* y);  // the tanh approximation
   void (*rotate)(float* head, const float* cos, const float* sin, uint32_t head_dim);
   void (*widen)(const Matrix& from, uint32_t row, float* y);
 };
+
+// silu_mul or gelu_mul.
+auto gated_activation(const Kernels& kernels, Activation activation) -> decltype(kernels.silu_mul);
 
 // The table of an instruction set; null when this machine or this build lacks it.
 const Kernels* kernels_for(CpuIsa isa);

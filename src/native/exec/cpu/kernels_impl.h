@@ -300,6 +300,15 @@ struct Impl {
     }
   }
 
+  // g / 2 * (1 + tanh(u)) = g / (1 + exp(-2 u)) with u = sqrt(2 / pi) * (g + 0.044715 g^3)
+  static void gelu_mul(const float* gate, const float* up, uint32_t size, float* y) {
+    for (uint32_t i = 0; i < size; i += kWidth) {
+      const F g = V::load(gate + i);
+      const F u = (g * g * g * 0.044715F + g) * 0.79788456F;
+      V::store(y + i, g / (exp(u * -2.0F) + 1.0F) * V::load(up + i));
+    }
+  }
+
   // Rotary embedding: element i is paired with element i + head_dim / 2.
   static void rotate(float* head, const float* cos, const float* sin, uint32_t head_dim) {
     const uint32_t half = head_dim / 2;
@@ -337,6 +346,7 @@ struct Impl {
             .attention = attention,
             .rms_norm = rms_norm,
             .silu_mul = silu_mul,
+            .gelu_mul = gelu_mul,
             .rotate = rotate,
             .widen = widen};
   }

@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <numbers>
 #include <random>
 #include <vector>
 
@@ -168,6 +169,20 @@ TEST_P(KernelsTest, SiluIsExactToAFewUnits) {
     const auto g = static_cast<double>(gate[i]);
     const double want = g / (1 + std::exp(-g));
     ASSERT_NEAR(y[i], want, std::abs(want) * 1e-6 + 1e-35) << g;
+  }
+}
+
+TEST_P(KernelsTest, GeluIsExactToAFewUnits) {
+  std::vector<float> gate;
+  for (float g = -20.0F; g < 20.0F; g += 0.0037F) gate.push_back(g);
+  gate.resize(gate.size() / 16 * 16);
+  const std::vector<float> up(gate.size(), 2.0F);
+  std::vector<float> y(gate.size());
+  kernels_->gelu_mul(gate.data(), up.data(), static_cast<uint32_t>(gate.size()), y.data());
+  for (size_t i = 0; i < gate.size(); ++i) {
+    const auto g = static_cast<double>(gate[i]);
+    const double want = g * (1 + std::tanh(std::sqrt(2 / std::numbers::pi) * (g + 0.044715 * g * g * g)));
+    ASSERT_NEAR(y[i], want, std::abs(want) * 1e-6 + 1e-6) << g;
   }
 }
 
