@@ -68,8 +68,8 @@ TEST_P(EngineGolden, TokensAreThoseOfTransformers) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Random, EngineGolden,
-                         ::testing::Combine(::testing::Values("gemma3", "gemma3_linear", "llama3", "mistral", "qwen2",
-                                                              "qwen3", "qwen3_moe", "qwen3_moe_mixed"),
+                         ::testing::Combine(::testing::Values("gemma3", "gemma3_linear", "llama3", "mistral", "phi3",
+                                                              "qwen2", "qwen3", "qwen3_moe", "qwen3_moe_mixed"),
                                             ::testing::Values(CapacityPolicy::kGuaranteedNoEvict,
                                                               CapacityPolicy::kMaxUtilization)));
 

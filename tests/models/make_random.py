@@ -53,6 +53,8 @@ CONFIGS = {
                                  "original_max_position_embeddings": 64, "rope_type": "llama3"}),
     "mistral": dims(256, 3, 4, 2, 64, 512, architectures=["MistralForCausalLM"], model_type="mistral", rope_theta=1e4,
                     sliding_window=32),
+    "phi3": dims(192, 3, 4, 2, 48, 384, architectures=["Phi3ForCausalLM"], model_type="phi3", rope_theta=1e4,
+                 rope_scaling=None, sliding_window=32, embd_pdrop=0.0, resid_pdrop=0.0),
     "qwen2": dims(256, 3, 4, 2, 64, 512, architectures=["Qwen2ForCausalLM"], model_type="qwen2", rope_theta=1e6,
                   rope_scaling=None, use_sliding_window=False, sliding_window=512, max_window_layers=3,
                   tie_word_embeddings=True),
@@ -78,6 +80,11 @@ def parameters(config):
                  "self_attn.v_proj.weight": (kv, hidden), "self_attn.o_proj.weight": (hidden, q),
                  "mlp.gate_proj.weight": (inner, hidden), "mlp.up_proj.weight": (inner, hidden),
                  "mlp.down_proj.weight": (hidden, inner)}
+        if config["model_type"] == "phi3":
+            parts = ("q_proj.", "k_proj.", "v_proj.", "gate_proj.", "up_proj.")
+            layer = {name: shape for name, shape in layer.items() if not any(part in name for part in parts)}
+            layer.update({"self_attn.qkv_proj.weight": (q + 2 * kv, hidden),
+                          "mlp.gate_up_proj.weight": (2 * inner, hidden)})
         if config["model_type"] == "qwen2":
             layer.update({f"self_attn.{p}_proj.bias": (n,) for p, n in (("q", q), ("k", kv), ("v", kv))})
         if "num_experts" in config and i not in config["mlp_only_layers"]:
@@ -99,7 +106,7 @@ def values(name, shape, gemma):
     x = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape, dtype=np.float32)
     if name.endswith("bias"):
         return 0.3 * x
-    sharp = 1.5 if any(s in name for s in ("q_norm", "k_norm", "q_proj", "k_proj")) else 1.0
+    sharp = 1.5 if any(s in name for s in ("q_norm", "k_norm", "q_proj", "k_proj", "qkv_proj")) else 1.0
     if "norm" in name:
         last = 13.0 if gemma and name == "model.norm.weight" else sharp
         return 0.2 * x + last - gemma

@@ -42,6 +42,8 @@ struct Architecture {
   std::string_view activation_key = "hidden_act";
   std::string_view default_activation = "silu";
   bool default_tied = false;
+  bool stored_fused = false;
+  double default_norm_eps = 1e-6;
 };
 
 constexpr std::array kArchitectures = {
@@ -58,6 +60,7 @@ constexpr std::array kArchitectures = {
                  .default_tied = true},
     Architecture{.name = "LlamaForCausalLM", .attention_bias_option = true, .mlp_bias_option = true},
     Architecture{.name = "MistralForCausalLM", .default_kv_heads = 8, .window = true, .default_window = 4096},
+    Architecture{.name = "Phi3ForCausalLM", .window = true, .stored_fused = true, .default_norm_eps = 1e-5},
     Architecture{.name = "Qwen2ForCausalLM", .qkv_bias = true},
     Architecture{.name = "Qwen3ForCausalLM", .qk_norm = true, .attention_bias_option = true, .default_head_dim = 128},
     Architecture{.name = "Qwen3MoeForCausalLM",
@@ -373,7 +376,7 @@ ModelConfig parse(std::string_view config_json, std::string_view generation_conf
   out.head_dim = config.size("head_dim", default_head_dim, 4096);
   if (out.head_dim % 2 != 0) wrong("config.json: 'head_dim' must be even");
   out.max_positions = config.size("max_position_embeddings", std::nullopt, kMaxPositions);
-  out.norm_eps = config.real("rms_norm_eps", 1e-6);
+  out.norm_eps = config.real("rms_norm_eps", architecture.default_norm_eps);
 
   out.activation = parse_activation(config, architecture);
   out.rope = parse_rope(config, architecture);
@@ -389,6 +392,7 @@ ModelConfig parse(std::string_view config_json, std::string_view generation_conf
   const bool attention_bias = config.flag("attention_bias", false);
   const bool mlp_bias = config.flag("mlp_bias", false);
   out.qk_norm = architecture.qk_norm;
+  out.stored_fused = architecture.stored_fused;
   out.qkv_bias = architecture.qkv_bias || (architecture.attention_bias_option && attention_bias);
   out.o_bias = architecture.attention_bias_option && attention_bias;
   out.mlp_bias = architecture.mlp_bias_option && mlp_bias;

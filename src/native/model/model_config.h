@@ -9,7 +9,7 @@
 // that of transformers 5 (rope_parameters, dtype). What would change the result and is not implemented (other rope
 // kinds, a sliding window of Qwen, quantised weights, another activation) is refused by name. Plain value; no thread
 // rules. Source of names and defaults: transformers 4.57 and 5,
-// models/{gemma3,llama,mistral,qwen2,qwen3,qwen3_moe}/configuration_*.py.
+// models/{gemma3,llama,mistral,phi3,qwen2,qwen3,qwen3_moe}/configuration_*.py.
 #pragma once
 
 #include <cstdint>
@@ -79,6 +79,7 @@ struct ModelConfig {
   bool qkv_bias = false;
   bool o_bias = false;
   bool mlp_bias = false;        // gate, up and down
+  bool stored_fused = false;    // checkpoints hold qkv_proj and gate_up_proj instead of their parts
   bool tie_embeddings = false;  // the LM head is the embedding
 
   std::optional<llm::TokenId> bos_token_id;

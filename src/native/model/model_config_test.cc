@@ -151,6 +151,21 @@ TEST(ModelConfig, ReadsWhichLayersHaveExperts) {
   EXPECT_THAT(refused(c).message, HasSubstr("'num_experts_per_tok' must be a whole number from 1 to 8"));
 }
 
+TEST(ModelConfig, ReadsPhi3) {
+  json c = llama();
+  c["architectures"] = {"Phi3ForCausalLM"};
+  c["rope_scaling"] = nullptr;
+  c.erase("rms_norm_eps");
+  ModelConfig config = parsed(c);
+  EXPECT_TRUE(config.stored_fused);
+  EXPECT_EQ(config.norm_eps, 1e-5F);
+  EXPECT_EQ(config.layer(0).window, 0U);
+  c["sliding_window"] = 2047;
+  EXPECT_EQ(parsed(c).layer(2).window, 2047U);
+  c["rope_scaling"] = {{"type", "longrope"}, {"short_factor", {1, 1}}, {"long_factor", {2, 3}}};
+  EXPECT_THAT(refused(c).message, HasSubstr("rope type 'longrope' is not supported"));
+}
+
 TEST(ModelConfig, ReadsGemma3) {
   json c = llama();
   c["architectures"] = {"Gemma3ForCausalLM"};

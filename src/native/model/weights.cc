@@ -74,10 +74,12 @@ std::vector<Target> targets_of(const ModelConfig& config, Weights& weights) {
     const std::string attention = at + "self_attn.";
     const std::string mlp = at + "mlp.";
     auto qkv = [&](const char* kind) {
+      if (config.stored_fused) return std::vector<Part>{{attention + "qkv_proj." + kind, q + 2 * kv}};
       return std::vector<Part>{
           {attention + "q_proj." + kind, q}, {attention + "k_proj." + kind, kv}, {attention + "v_proj." + kind, kv}};
     };
     auto gate_up = [&](const char* kind) {
+      if (config.stored_fused) return std::vector<Part>{{mlp + "gate_up_proj." + kind, 2 * inner}};
       return std::vector<Part>{{mlp + "gate_proj." + kind, inner}, {mlp + "up_proj." + kind, inner}};
     };
     norm(layer.attention_norm, at + "input_layernorm.weight", hidden);

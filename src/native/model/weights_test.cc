@@ -196,6 +196,27 @@ TEST(LoadWeights, KnowsTiedEmbeddings) {
   EXPECT_THAT(refused(config, files), HasSubstr("'lm_head.weight': differs from the embedding"));
 }
 
+TEST(LoadWeights, ReadsFusedTensors) {
+  ModelConfig config = small();
+  config.qkv_bias = false;
+  config.stored_fused = true;
+  Files files = complete(config);
+  const std::string attention = "model.layers.0.self_attn.";
+  const std::string mlp = "model.layers.0.mlp.";
+  for (const std::string name : {"q_proj", "k_proj", "v_proj"}) {
+    files.erase(attention + name + ".weight");
+    files.erase(attention + name + ".bias");
+  }
+  for (const char* name : {"gate_proj", "up_proj"}) files.erase(mlp + name + ".weight");
+  EXPECT_THAT(refused(config, files), HasSubstr("qkv_proj.weight': missing"));
+  files[attention + "qkv_proj.weight"] = {"BF16", {8, 4}, std::string(64, 'a')};
+  files[mlp + "gate_up_proj.weight"] = {"BF16", {6, 4}, std::string(48, 'b')};
+  auto weights = load(config, files);
+  ASSERT_TRUE(weights.ok()) << weights.error().message;
+  EXPECT_EQ(bytes_of(weights->layers[0].qkv), std::string(64, 'a'));
+  EXPECT_EQ(bytes_of(weights->layers[0].gate_up), std::string(48, 'b'));
+}
+
 TEST(LoadWeights, PutsExpertsInThePlaceOfTheFeedForwardNetwork) {
   ModelConfig config = small();
   config.layers = {{.experts = true}};

@@ -204,8 +204,8 @@ TEST_P(RandomModel, IsBatchInvariant) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Golden, RandomModel,
-                         testing::Values("gemma3", "gemma3_linear", "llama3", "mistral", "qwen2", "qwen3", "qwen3_moe",
-                                         "qwen3_moe_mixed"),
+                         testing::Values("gemma3", "gemma3_linear", "llama3", "mistral", "phi3", "qwen2", "qwen3",
+                                         "qwen3_moe", "qwen3_moe_mixed"),
                          [](const auto& info) { return std::string(info.param); });
 
 TEST(SmolLm2, GivesTheTokensOfTransformersAlone) {
