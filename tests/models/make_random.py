@@ -93,7 +93,7 @@ def parameters(config):
             layer.update({"mlp.gate.weight": (count, hidden), "mlp.experts.gate_up_proj": (count, 2 * size, hidden),
                           "mlp.experts.down_proj": (count, hidden, size)})
         if config["model_type"] == "gemma3_text":
-            layer.update({"pre_feedforward_layernorm.weight": (hidden,), "post_feedforward_layernorm.weight": (hidden,)})
+            layer.update({f"{place}_feedforward_layernorm.weight": (hidden,) for place in ("pre", "post")})
         if config["model_type"] in ("qwen3", "qwen3_moe", "gemma3_text"):
             layer.update({"self_attn.q_norm.weight": (head,), "self_attn.k_norm.weight": (head,)})
         shapes.update({f"model.layers.{i}.{name}": shape for name, shape in layer.items()})
