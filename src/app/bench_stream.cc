@@ -3,11 +3,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <charconv>
 #include <cstdio>
-#include <optional>
 #include <thread>
 
+#include "app/bench_arguments.h"
 #include "app/bench_stream_protocol.h"
 #include "app/bench_stream_report.h"
 #include "app/bench_stream_senders.h"
@@ -88,90 +87,6 @@ milliseconds to_ms(double seconds) {
   return milliseconds(static_cast<int64_t>(seconds * 1e3));
 }
 
-template <class T>
-Result<T> parse_number(std::string_view name, std::string_view text, T least, T most) {
-  T value{};
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error != std::errc() || end != text.data() + text.size() || !(value >= least && value <= most))
-    return invalid_argument(fmt::format("{}: '{}' is not a number from {} to {}", name, text, least, most));
-  return value;
-}
-
-class ArgumentReader {
- public:
-  explicit ArgumentReader(std::span<const std::string_view> args) : args_(args) {}
-
-  // The next option's name; "--name=value" gives its value to the next take.
-  std::string_view next() {
-    std::string_view name = args_.front();
-    args_ = args_.subspan(1);
-    if (const size_t equals = name.find('='); name.starts_with("--") && equals != std::string_view::npos) {
-      inline_value_ = name.substr(equals + 1);
-      name = name.substr(0, equals);
-    }
-    name_ = name;
-    return name;
-  }
-  [[nodiscard]] bool more() const { return !args_.empty(); }
-  // An "=value" nobody asked for: a switch was given one.
-  [[nodiscard]] bool value_left() const { return inline_value_.has_value(); }
-
-  Result<void> take(std::string& to) {
-    auto text = value();
-    if (!text) return text.error();
-    to = *text;
-    return {};
-  }
-  template <class T>
-  Result<void> take(T& to, T least, T most) {
-    auto text = value();
-    if (!text) return text.error();
-    auto number = parse_number<T>(name_, *text, least, most);
-    if (!number) return number.error();
-    to = *number;
-    return {};
-  }
-  Result<void> take_list(std::vector<unsigned>& to, unsigned most) {
-    auto text = value();
-    if (!text) return text.error();
-    std::string_view rest = *text;
-    to.clear();
-    for (;;) {
-      const size_t comma = rest.find(',');
-      auto number = parse_number<unsigned>(name_, rest.substr(0, comma), 1, most);
-      if (!number) return number.error();
-      to.push_back(*number);
-      if (comma == std::string_view::npos) return {};
-      rest.remove_prefix(comma + 1);
-    }
-  }
-  Result<void> take_codec(Codec& to) {
-    auto text = value();
-    if (!text) return text.error();
-    if (*text != "json" && *text != "msgpack")
-      return invalid_argument(fmt::format("{}: '{}' is neither json nor msgpack", name_, *text));
-    to = *text == "json" ? Codec::kJson : Codec::kMsgpack;
-    return {};
-  }
-
- private:
-  Result<std::string_view> value() {
-    if (inline_value_) {
-      const std::string_view text = *inline_value_;
-      inline_value_.reset();
-      return text;
-    }
-    if (args_.empty()) return invalid_argument(std::string(name_) + " needs a value");
-    const std::string_view text = args_.front();
-    args_ = args_.subspan(1);
-    return text;
-  }
-
-  std::span<const std::string_view> args_;
-  std::string_view name_;
-  std::optional<std::string_view> inline_value_;
-};
-
 Result<Options> parse(std::span<const std::string_view> args, bool sink) {
   constexpr unsigned kMaxStreams = 16'384;
   Options options;
@@ -196,7 +111,7 @@ Result<Options> parse(std::span<const std::string_view> args, bool sink) {
     else if (!sink && name == "--net-threads")
       done = reader.take(options.net_threads, 1U, 256U);
     else if (!sink && name == "--codec")
-      done = reader.take_codec(options.codec);
+      done = reader.take_choice(options.codec, {{"json", Codec::kJson}, {"msgpack", Codec::kMsgpack}});
     else if (!sink && name == "--baseline")
       options.worker = false;
     else if (!sink && name == "--no-baseline")
@@ -231,8 +146,7 @@ Result<Options> parse(std::span<const std::string_view> args, bool sink) {
       options.stamps = true;
     else
       return invalid_argument("unknown option " + std::string(name));
-    if (!done) return done.error();
-    if (reader.value_left()) return invalid_argument(std::string(name) + " takes no value");
+    if (auto checked = reader.finish(done); !checked) return checked.error();
   }
   if (!options.worker && !options.baseline)
     return invalid_argument("--baseline and --no-baseline leave nothing to run");
