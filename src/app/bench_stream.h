@@ -1,7 +1,8 @@
-// `dynamo-trtllm bench ...`: measurements of the token path.
+// `dynamo-trtllm bench ...`: measurements of the token path and of the native engine.
 //
 //   bench stream   mock engine -> worker -> TCP -> sink, beside a bare send(2) loop of the same frames
 //   bench sink     the sink alone, against any worker that is registered in a file store
+//   bench engine   the native engine's executor beside what the machine can do; see bench_engine.h
 //
 // Must be called before the process starts a thread: senders are forked. Thread rules: the main thread only.
 #pragma once

@@ -1,0 +1,164 @@
+#include "app/bench_engine_ceilings.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cstring>
+
+#include "native/exec/cpu/host_memory.h"
+#include "native/exec/cpu/kernels.h"
+#include "native/exec/cpu/thread_pool.h"
+#include "native/model/weights.h"
+
+namespace dyn::app::bench {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr uint64_t kMiB = uint64_t{1} << 20;
+constexpr uint64_t kSliceBytes = kMiB;  // of the buffer, one item of a job
+constexpr unsigned kItemsPerThread = 4;
+constexpr uint64_t kRoundsPerItem = 100'000;  // some hundred microseconds
+constexpr int kLeastPasses = 3;
+
+// Where results go, so that the compiler must compute them.
+std::atomic<uint64_t> g_sink{0};
+
+// Seconds of the fastest pass among those that fit into `seconds`, at least kLeastPasses.
+template <class Pass>
+double best_pass(double seconds, const Pass& pass) {
+  double best = 0;
+  const auto begin = Clock::now();
+  for (int passes = 0;; ++passes) {
+    const auto start = Clock::now();
+    if (passes >= kLeastPasses && std::chrono::duration<double>(start - begin).count() >= seconds) return best;
+    pass();
+    const double took = std::chrono::duration<double>(Clock::now() - start).count();
+    best = passes == 0 ? took : std::min(best, took);
+  }
+}
+
+uint64_t read_slice(const std::byte* data) {
+  // 16 loads in flight are more than memory answers; the sums cost nothing beside them.
+  using Word = uint64_t __attribute__((vector_size(16)));
+  constexpr size_t kWords = 16;
+  Word sums[kWords] = {};
+  for (size_t at = 0; at < kSliceBytes; at += sizeof sums) {
+    Word words[kWords];
+    std::memcpy(words, data + at, sizeof words);
+    for (size_t i = 0; i < kWords; ++i) sums[i] ^= words[i];
+  }
+  Word all = {};
+  for (const Word& sum : sums) all ^= sum;
+  return all[0] ^ all[1];
+}
+
+Result<double> read_rate(native::ThreadPool& pool, uint64_t bytes, double seconds) {
+  auto buffer = native::HostArena::allocate(bytes);
+  if (!buffer) return buffer.error().with_context("read bandwidth");
+  const auto slices = static_cast<uint32_t>(bytes / kSliceBytes);
+  std::byte* data = buffer->data();
+  // Written first: untouched pages are all the same page of zeros, which the caches hold.
+  pool.run(slices, [&](uint32_t i, unsigned) { std::memset(data + i * kSliceBytes, 0x5A, kSliceBytes); });
+  const double best = best_pass(seconds, [&] {
+    pool.run(slices, [&](uint32_t i, unsigned) {
+      g_sink.fetch_xor(read_slice(data + i * kSliceBytes), std::memory_order_relaxed);
+    });
+  });
+  return static_cast<double>(slices * kSliceBytes) / best;
+}
+
+// Independent chains of multiply-adds, enough of them to hide the latency of one and few enough to stay in registers.
+template <int kLanes, int kChains, bool kFused>
+[[gnu::always_inline]] inline float run_chains(float factor, float addend) {
+  using Float = float __attribute__((vector_size(kLanes * sizeof(float))));
+  const Float a = Float{} + factor;
+  const Float b = Float{} + addend;
+  Float chains[kChains];
+#pragma clang loop unroll(full)
+  for (int i = 0; i < kChains; ++i) chains[i] = Float{} + static_cast<float>(i);
+  for (uint64_t round = 0; round < kRoundsPerItem; ++round) {
+#pragma clang loop unroll(full)
+    for (int i = 0; i < kChains; ++i) {
+      if constexpr (kFused) {
+        chains[i] = __builtin_elementwise_fma(chains[i], a, b);
+      } else {
+        chains[i] = chains[i] * a;
+        chains[i] = chains[i] + b;
+      }
+    }
+  }
+  Float sum = Float{};
+#pragma clang loop unroll(full)
+  for (int i = 0; i < kChains; ++i) sum += chains[i];
+  float result = 0;
+  for (int lane = 0; lane < kLanes; ++lane) result += sum[lane];
+  return result;
+}
+
+float chains_portable(float a, float b) {
+  return run_chains<4, 12, false>(a, b);
+}
+[[gnu::target("avx2,fma")]] float chains_avx2(float a, float b) {
+  return run_chains<8, 12, true>(a, b);
+}
+[[gnu::target("avx512f,avx2,fma")]] float chains_avx512(float a, float b) {
+  return run_chains<16, 24, true>(a, b);
+}
+
+struct Chains {
+  native::CpuIsa isa;
+  float (*run)(float, float);
+  double flops;  // of one call
+};
+
+constexpr Chains chains_of(native::CpuIsa isa, float (*run)(float, float), int lanes, int chains) {
+  return {isa, run, 2.0 * lanes * chains * static_cast<double>(kRoundsPerItem)};
+}
+
+double flop_rate(native::ThreadPool& pool, const Chains& chains, double seconds) {
+  const unsigned items = pool.size() * kItemsPerThread;
+  // Converges to 1: neither overflows nor becomes denormal. Volatile: not known when compiled.
+  volatile const float half = 0.5F;
+  const double best = best_pass(seconds, [&] {
+    pool.run(items, [&](uint32_t, unsigned) {
+      g_sink.fetch_xor(chains.run(half, half) > 0 ? 1 : 0, std::memory_order_relaxed);
+    });
+  });
+  return chains.flops * items / best;
+}
+
+}  // namespace
+
+uint64_t read_buffer_bytes(uint64_t last_cache_bytes, uint64_t free_bytes) {
+  const uint64_t wanted = std::clamp(4 * last_cache_bytes, 256 * kMiB, 1024 * kMiB);
+  return std::max(std::min(wanted, free_bytes / 4) / kSliceBytes, uint64_t{1}) * kSliceBytes;
+}
+
+Result<Ceilings> measure_ceilings(const CeilingOptions& options) {
+  Ceilings result;
+  native::ThreadPool pool(options.threads);
+  result.threads = pool.size();
+  const long cache = ::sysconf(_SC_LEVEL3_CACHE_SIZE);
+  result.buffer_bytes =
+      read_buffer_bytes(cache > 0 ? static_cast<uint64_t>(cache) : 0, native::available_memory_bytes());
+  auto read = read_rate(pool, result.buffer_bytes, options.seconds);
+  if (!read) return read.error();
+  result.read_bytes_per_s = *read;
+  const native::Kernels* used = native::kernels_for(options.isa);
+  if (used == nullptr) return unsupported("this machine lacks the instruction set");
+  for (const Chains& chains : {chains_of(native::CpuIsa::kPortable, chains_portable, 4, 12),
+                               chains_of(native::CpuIsa::kAvx2, chains_avx2, 8, 12),
+                               chains_of(native::CpuIsa::kAvx512, chains_avx512, 16, 24)}) {
+    const native::Kernels* kernels = native::kernels_for(chains.isa);
+    if (kernels == nullptr) continue;
+    const double rate = flop_rate(pool, chains, options.seconds);
+    result.all.emplace_back(kernels->name, rate);
+    if (kernels->isa == used->isa) result.flops_per_s = rate;
+  }
+  return result;
+}
+
+}  // namespace dyn::app::bench

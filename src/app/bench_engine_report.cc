@@ -1,0 +1,150 @@
+#include "app/bench_engine_report.h"
+
+#include <fmt/format.h>
+
+#include <nlohmann/json.hpp>
+
+#include "app/bench_stream_report.h"
+#include "app/bench_stream_stats.h"
+
+namespace dyn::app::bench {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+double giga(double amount) {
+  return amount / 1e9;
+}
+double giga(uint64_t amount) {
+  return giga(static_cast<double>(amount));
+}
+double share(double part, double whole) {
+  return whole > 0 ? part / whole : 0;
+}
+double ms(const EngineRun& run, double q) {
+  return percentile(run.samples_us, q) / 1e3;
+}
+
+constexpr const char* kWorkHead = " {:>9} {:>7} {:>6} {:>8} {:>6} {:>5} {:>6}\n";
+
+std::string work_columns(const EngineRun& run, const Ceilings& ceilings) {
+  const double read = run.per_second(run.work.bytes);
+  const double flops = run.per_second(run.work.flops);
+  return fmt::format(" {:>9.2f} {:>7.2f} {:>6.1f} {:>8.2f} {:>6.1f} {:>5.2f} {:>6.2f}\n",
+                     run.per_sample(run.work.bytes) / 1e6, giga(read), 100 * share(read, ceilings.read_bytes_per_s),
+                     giga(flops), 100 * share(flops, ceilings.flops_per_s), run.own_cpus, run.others_cpus);
+}
+
+void add_work(Json& object, const EngineRun& run, const Ceilings& ceilings) {
+  const double read = run.per_second(run.work.bytes);
+  const double flops = run.per_second(run.work.flops);
+  object["bytes_per_sample"] = run.per_sample(run.work.bytes);
+  object["flops_per_sample"] = run.per_sample(run.work.flops);
+  object["bytes_per_s"] = read;
+  object["share_of_read_bandwidth"] = share(read, ceilings.read_bytes_per_s);
+  object["flops_per_s"] = flops;
+  object["share_of_fma_peak"] = share(flops, ceilings.flops_per_s);
+  object["seconds"] = run.seconds;
+  object["own_cpus"] = run.own_cpus;
+  object["others_cpus"] = run.others_cpus;
+}
+
+}  // namespace
+
+std::string to_table(const EngineReport& report) {
+  const EngineStart& start = report.start;
+  const Ceilings& ceilings = report.ceilings;
+  std::string out = fmt::format("{}\n{} ({}{}), {}, {} threads\n\n", machine(), report.model, report.architecture,
+                                report.dummy_weights ? ", dummy weights" : "", report.isa, report.threads);
+  out += fmt::format("ceilings   read {:.2f} GB/s ({} MiB buffer); multiply-add", giga(ceilings.read_bytes_per_s),
+                     ceilings.buffer_bytes >> 20);
+  for (const auto& [name, rate] : ceilings.all) out += fmt::format(" {} {:.1f}", name, giga(rate));
+  out += fmt::format(
+      " GFLOP/s\nstart-up   config {:.1f} ms, weights {:.2f} s ({:.2f} GB, {:.2f} GB/s), executor {:.1f} ms, "
+      "first token {:.1f} ms ({} tokens)\n",
+      1e3 * start.config_s, start.weights_s, giga(report.weight_bytes),
+      share(giga(report.weight_bytes), start.weights_s), 1e3 * start.executor_s, 1e3 * start.first_token_s,
+      start.first_prompt);
+  out += fmt::format(
+      "memory     resident {:.2f} GB loaded, {:.2f} GB after all runs, {:.2f} GB at most; weights {:.2f} GB, KV pool "
+      "{:.2f} GB ({} tokens)\n",
+      giga(report.loaded_resident_bytes), giga(report.resident.now_bytes), giga(report.resident.peak_bytes),
+      giga(report.weight_bytes), giga(report.kv_pool_bytes), report.kv_pool_tokens);
+
+  out += fmt::format("\ntime to first token\n{:>7} {:>6} {:>10} {:>10} {:>10}", "prompt", "runs", "tokens/s", "p50 ms",
+                     "p99 ms");
+  const auto work_head = [&](const char* bytes) {
+    out += fmt::format(fmt::runtime(kWorkHead), bytes, "GB/s", "% read", "GFLOP/s", "% fma", "cpus", "others");
+  };
+  work_head("MB/prompt");
+  for (const EngineRun& run : report.prompts) {
+    out += fmt::format("{:>7} {:>6} {:>10.1f} {:>10.2f} {:>10.2f}", run.prompt, run.samples_us.size(),
+                       run.tokens_per_s(), ms(run, 0.5), ms(run, 0.99));
+    out += work_columns(run, ceilings);
+  }
+  out += fmt::format("\ndecode\n{:>7} {:>6} {:>10} {:>10} {:>10}", "batch", "steps", "tokens/s", "ITL p50 ms",
+                     "ITL p99 ms");
+  work_head("MB/step");
+  for (const EngineRun& run : report.decodes) {
+    out += fmt::format("{:>7} {:>6} {:>10.1f} {:>10.2f} {:>10.2f}", run.batch, run.samples_us.size(),
+                       run.tokens_per_s(), ms(run, 0.5), ms(run, 0.99));
+    out += work_columns(run, ceilings);
+  }
+  out +=
+      "\nMB, GB/s: what a step must move at least (weights once, KV read and written), and that in the time taken.\n"
+      "% read, % fma: of the ceilings. cpus: CPUs this process had, others: CPUs that other processes kept busy\n"
+      "meanwhile; figures of a busy machine do not stand.\n";
+  return out;
+}
+
+std::string to_json(const EngineReport& report) {
+  const EngineStart& start = report.start;
+  Json peaks = Json::object();
+  for (const auto& [name, rate] : report.ceilings.all) peaks[name] = rate;
+  Json root{{"machine", machine()},
+            {"model", report.model},
+            {"architecture", report.architecture},
+            {"dummy_weights", report.dummy_weights},
+            {"isa", report.isa},
+            {"threads", report.threads},
+            {"ceilings",
+             {{"read_bytes_per_s", report.ceilings.read_bytes_per_s},
+              {"read_buffer_bytes", report.ceilings.buffer_bytes},
+              {"flops_per_s", report.ceilings.flops_per_s},
+              {"flops_per_s_by_isa", std::move(peaks)}}},
+            {"start",
+             {{"config_s", start.config_s},
+              {"weights_s", start.weights_s},
+              {"weights_bytes_per_s", share(static_cast<double>(report.weight_bytes), start.weights_s)},
+              {"executor_s", start.executor_s},
+              {"first_token_s", start.first_token_s},
+              {"first_prompt_tokens", start.first_prompt}}},
+            {"memory",
+             {{"resident_loaded_bytes", report.loaded_resident_bytes},
+              {"resident_bytes", report.resident.now_bytes},
+              {"resident_peak_bytes", report.resident.peak_bytes},
+              {"weight_bytes", report.weight_bytes},
+              {"kv_pool_bytes", report.kv_pool_bytes},
+              {"kv_pool_tokens", report.kv_pool_tokens}}},
+            {"time_to_first_token", Json::array()},
+            {"decode", Json::array()}};
+  for (const EngineRun& run : report.prompts) {
+    Json object{{"prompt_tokens", run.prompt},
+                {"runs", run.samples_us.size()},
+                {"tokens_per_s", run.tokens_per_s()},
+                {"ttft_ms", {{"p50", ms(run, 0.5)}, {"p99", ms(run, 0.99)}}}};
+    add_work(object, run, report.ceilings);
+    root["time_to_first_token"].push_back(std::move(object));
+  }
+  for (const EngineRun& run : report.decodes) {
+    Json object{{"batch", run.batch},
+                {"steps", run.samples_us.size()},
+                {"tokens_per_s", run.tokens_per_s()},
+                {"itl_ms", {{"p50", ms(run, 0.5)}, {"p99", ms(run, 0.99)}}}};
+    add_work(object, run, report.ceilings);
+    root["decode"].push_back(std::move(object));
+  }
+  return root.dump(2);
+}
+
+}  // namespace dyn::app::bench
