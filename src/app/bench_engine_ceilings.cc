@@ -19,8 +19,10 @@ using Clock = std::chrono::steady_clock;
 
 constexpr uint64_t kMiB = uint64_t{1} << 20;
 constexpr uint64_t kSliceBytes = kMiB;  // of the buffer, one item of a job
+// A pass is about a millisecond, so that even on a busy machine some passes have every CPU to themselves.
+constexpr uint32_t kSlicesPerPass = 32;
 constexpr unsigned kItemsPerThread = 4;
-constexpr uint64_t kRoundsPerItem = 100'000;  // some hundred microseconds
+constexpr uint64_t kRoundsPerItem = 50'000;
 constexpr int kLeastPasses = 3;
 
 // Where results go, so that the compiler must compute them.
@@ -62,12 +64,17 @@ Result<double> read_rate(native::ThreadPool& pool, uint64_t bytes, double second
   std::byte* data = buffer->data();
   // Written first: untouched pages are all the same page of zeros, which the caches hold.
   pool.run(slices, [&](uint32_t i, unsigned) { std::memset(data + i * kSliceBytes, 0x5A, kSliceBytes); });
+  // Passes go round the buffer, so that what one reads has left the caches long ago.
+  const uint32_t pass = std::min(slices, std::max(kSlicesPerPass, pool.size() * kItemsPerThread));
+  uint32_t next = 0;
   const double best = best_pass(seconds, [&] {
-    pool.run(slices, [&](uint32_t i, unsigned) {
-      g_sink.fetch_xor(read_slice(data + i * kSliceBytes), std::memory_order_relaxed);
+    if (next + pass > slices) next = 0;
+    pool.run(pass, [&](uint32_t i, unsigned) {
+      g_sink.fetch_xor(read_slice(data + (next + i) * kSliceBytes), std::memory_order_relaxed);
     });
+    next += pass;
   });
-  return static_cast<double>(slices * kSliceBytes) / best;
+  return static_cast<double>(pass * kSliceBytes) / best;
 }
 
 // Independent chains of multiply-adds, enough of them to hide the latency of one and few enough to stay in registers.

@@ -4,8 +4,9 @@
 //   auto ceilings = measure_ceilings({.threads = 2, .isa = CpuIsa::kAvx2, .seconds = 0.5});
 //   double share = rate / ceilings->read_bytes_per_s;
 //
-// Both are the best pass of many: a pass that other processes disturbed is no ceiling. Reading runs over a buffer
-// several times as large as the last cache, in huge pages where the kernel gives them, as weights are. Multiply-adds
+// Both are the best of many passes of about a millisecond: one that other processes disturbed is no ceiling. Reading
+// goes round a buffer several times as large as the last cache, in huge pages where the kernel gives them, as weights
+// are. Multiply-adds
 // run in registers alone, once for each instruction set this machine has; the portable one multiplies and adds apart,
 // as the portable kernels do. A multiply-add counts as two operations. Thread rules: any one thread; the threads it
 // starts have ended when it returns.
