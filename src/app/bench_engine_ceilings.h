@@ -30,11 +30,15 @@ struct CeilingOptions {
 
 struct Ceilings {
   unsigned threads = 0;
+  double cpus = 0;  // this process had in the best passes: of reading and the executor's instruction set, the lower
   uint64_t buffer_bytes = 0;
   double read_bytes_per_s = 0;
   double flops_per_s = 0;                           // with the executor's instruction set
   std::vector<std::pair<std::string, double>> all;  // of every instruction set here, by name
 };
+
+// A pass with at least this share of its CPUs counts as undisturbed.
+inline constexpr double kUndisturbed = 0.9;
 
 Result<Ceilings> measure_ceilings(const CeilingOptions& options);
 

@@ -60,8 +60,12 @@ std::string to_table(const EngineReport& report) {
                      ceilings.buffer_bytes >> 20);
   for (const auto& [name, rate] : ceilings.all) out += fmt::format(" {} {:.1f}", name, giga(rate));
   out += fmt::format(
-      " GFLOP/s\nstart-up   config {:.1f} ms, weights {:.2f} s ({:.2f} GB, {:.2f} GB/s), executor {:.1f} ms, "
+      " GFLOP/s\n{}start-up   config {:.1f} ms, weights {:.2f} s ({:.2f} GB, {:.2f} GB/s), executor {:.1f} ms, "
       "first token {:.1f} ms ({} tokens)\n",
+      ceilings.cpus >= kUndisturbed * ceilings.threads
+          ? ""
+          : fmt::format("           too low, and shares of them too high: the best passes had {:.1f} of {} CPUs\n",
+                        ceilings.cpus, ceilings.threads),
       1e3 * start.config_s, start.weights_s, giga(report.weight_bytes),
       share(giga(report.weight_bytes), start.weights_s), 1e3 * start.executor_s, 1e3 * start.first_token_s,
       start.first_prompt);
@@ -110,6 +114,7 @@ std::string to_json(const EngineReport& report) {
             {"ceilings",
              {{"read_bytes_per_s", report.ceilings.read_bytes_per_s},
               {"read_buffer_bytes", report.ceilings.buffer_bytes},
+              {"cpus", report.ceilings.cpus},
               {"flops_per_s", report.ceilings.flops_per_s},
               {"flops_per_s_by_isa", std::move(peaks)}}},
             {"start",

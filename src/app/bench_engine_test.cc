@@ -34,10 +34,10 @@ TEST(StepFlops, OneTokenWithoutSampleIsTheLayersAlone) {
   plan.tokens = {1};
   plan.row_offsets = {0, 1};
   plan.context_lens = {1};
-  const uint64_t weights = 32 * (64 + 2 * 32) + 64 * 32 + 3 * 32 * 80;
-  EXPECT_EQ(step_flops(small_model(), plan), 3 * (2 * weights + 4 * 64));
+  const uint64_t weights = 32U * (64 + 2 * 32) + 64U * 32 + 3U * 32 * 80;
+  EXPECT_EQ(step_flops(small_model(), plan), 3U * (2 * weights + 4U * 64));
   plan.samples.push_back({.row = 0});
-  EXPECT_EQ(step_flops(small_model(), plan), 3 * (2 * weights + 4 * 64) + 2 * 32 * 100);
+  EXPECT_EQ(step_flops(small_model(), plan), 3U * (2 * weights + 4U * 64) + 2U * 32 * 100);
 }
 
 TEST(StepFlops, APromptNeedsTheSameWholeOrInChunks) {
@@ -52,9 +52,9 @@ TEST(StepFlops, APromptNeedsTheSameWholeOrInChunks) {
 }
 
 TEST(ReadBuffer, IsLargerThanTheCacheAndLeavesMemory) {
-  EXPECT_EQ(read_buffer_bytes(0, 64 * 1024 * kMiB), 256 * kMiB);
-  EXPECT_EQ(read_buffer_bytes(100 * kMiB, 64 * 1024 * kMiB), 400 * kMiB);
-  EXPECT_EQ(read_buffer_bytes(800 * kMiB, 64 * 1024 * kMiB), 1024 * kMiB);
+  EXPECT_EQ(read_buffer_bytes(0, 65'536 * kMiB), 256 * kMiB);
+  EXPECT_EQ(read_buffer_bytes(100 * kMiB, 65'536 * kMiB), 400 * kMiB);
+  EXPECT_EQ(read_buffer_bytes(800 * kMiB, 65'536 * kMiB), 1024 * kMiB);
   EXPECT_EQ(read_buffer_bytes(100 * kMiB, 400 * kMiB), 100 * kMiB);
   EXPECT_EQ(read_buffer_bytes(100 * kMiB, 0), kMiB);
 }
@@ -94,6 +94,14 @@ TEST(Report, SharesAreOfTheCeilings) {
   EXPECT_DOUBLE_EQ(run["share_of_read_bandwidth"], 0.5);
   EXPECT_DOUBLE_EQ(run["share_of_fma_peak"], 0.25);
   EXPECT_NE(to_table(report).find("decode"), std::string::npos);
+}
+
+TEST(Report, SaysWhenCeilingsWereDisturbed) {
+  EngineReport report;
+  report.ceilings = {.threads = 2, .cpus = 1.0};
+  EXPECT_NE(to_table(report).find("1.0 of 2 CPUs"), std::string::npos);
+  report.ceilings.cpus = 1.95;
+  EXPECT_EQ(to_table(report).find("of 2 CPUs"), std::string::npos);
 }
 
 TEST(Report, WithoutCeilingsThereAreNoShares) {
