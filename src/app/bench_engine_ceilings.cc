@@ -30,10 +30,23 @@ constexpr double kPatience = 5;
 // Where results go, so that the compiler must compute them.
 std::atomic<uint64_t> g_sink{0};
 
-double process_cpu_s() {
+// CPU time the items of a pass used. Of the calling thread each: the kernel brings a whole process's clock up to date
+// at ticks only, which are longer than a pass.
+std::atomic<uint64_t> g_busy_ns{0};
+
+uint64_t thread_cpu_ns() {
   timespec now{};
-  ::clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &now);
-  return static_cast<double>(now.tv_sec) + static_cast<double>(now.tv_nsec) * 1e-9;
+  ::clock_gettime(CLOCK_THREAD_CPUTIME_ID, &now);
+  return static_cast<uint64_t>(now.tv_sec) * 1'000'000'000U + static_cast<uint64_t>(now.tv_nsec);
+}
+
+template <class Item>
+void run_pass(native::ThreadPool& pool, uint32_t items, const Item& item) {
+  pool.run(items, [&](uint32_t i, unsigned) {
+    const uint64_t start = thread_cpu_ns();
+    g_sink.fetch_xor(item(i), std::memory_order_relaxed);
+    g_busy_ns.fetch_add(thread_cpu_ns() - start, std::memory_order_relaxed);
+  });
 }
 
 struct Best {
@@ -52,10 +65,11 @@ Best best_pass(unsigned threads, double seconds, const Pass& pass) {
     const double passed = std::chrono::duration<double>(start - begin).count();
     const bool whole = best.cpus >= kUndisturbed * threads;
     if (passes >= kLeastPasses && passed >= seconds * (whole ? 1 : kPatience)) return best;
-    const double cpu = process_cpu_s();
+    g_busy_ns = 0;
     pass();
     const double took = std::chrono::duration<double>(Clock::now() - start).count();
-    if (passes == 0 || took < best.seconds) best = {.seconds = took, .cpus = (process_cpu_s() - cpu) / took};
+    if (passes == 0 || took < best.seconds)
+      best = {.seconds = took, .cpus = static_cast<double>(g_busy_ns) * 1e-9 / took};
   }
 }
 
@@ -92,9 +106,7 @@ Result<Rate> read_rate(native::ThreadPool& pool, uint64_t bytes, double seconds)
   uint32_t next = 0;
   const Best best = best_pass(pool.size(), seconds, [&] {
     if (next + pass > slices) next = 0;
-    pool.run(pass, [&](uint32_t i, unsigned) {
-      g_sink.fetch_xor(read_slice(data + (next + i) * kSliceBytes), std::memory_order_relaxed);
-    });
+    run_pass(pool, pass, [&](uint32_t i) { return read_slice(data + (next + i) * kSliceBytes); });
     next += pass;
   });
   return Rate{static_cast<double>(pass * kSliceBytes) / best.seconds, best.cpus};
@@ -153,9 +165,7 @@ Rate flop_rate(native::ThreadPool& pool, const Chains& chains, double seconds) {
   // Converges to 1: neither overflows nor becomes denormal. Volatile: not known when compiled.
   volatile const float half = 0.5F;
   const Best best = best_pass(pool.size(), seconds, [&] {
-    pool.run(items, [&](uint32_t, unsigned) {
-      g_sink.fetch_xor(chains.run(half, half) > 0 ? 1 : 0, std::memory_order_relaxed);
-    });
+    run_pass(pool, items, [&](uint32_t) { return chains.run(half, half) > 0 ? uint64_t{1} : uint64_t{0}; });
   });
   return {chains.flops * items / best.seconds, best.cpus};
 }

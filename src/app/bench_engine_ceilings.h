@@ -38,7 +38,7 @@ struct Ceilings {
 };
 
 // A pass with at least this share of its CPUs counts as undisturbed.
-inline constexpr double kUndisturbed = 0.9;
+inline constexpr double kUndisturbed = 0.85;
 
 Result<Ceilings> measure_ceilings(const CeilingOptions& options);
 
