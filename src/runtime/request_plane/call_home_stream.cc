@@ -301,7 +301,8 @@ void CallHomeStream::on_too_much_buffered() {
     cut_off_bytes_ = out_.size() + options_.last_words_bytes;
   } else if (out_.size() > cut_off_bytes_) {
     DYN_WARN(kLog, "request {}: the caller reads too slowly, {} bytes wait: cut off", request_id_, out_.size());
-    fail(CancelKind::kGone, StreamFailure::kWrite);
+    // An owner that has not heard of the slow reader yet is told that, not that the caller is gone.
+    fail((pending_ & bit(CancelKind::kTooSlow)) != 0 ? CancelKind::kTooSlow : CancelKind::kGone, StreamFailure::kWrite);
   }
 }
 
