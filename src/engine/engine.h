@@ -17,6 +17,7 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/result.h"
@@ -46,6 +47,8 @@ struct Caps {
   bool min_p = false;
   bool multiple_choices = false;  // n > 1
   bool prompt_logprobs = false;
+  bool logit_bias = false;
+  bool bad_words = false;
   bool guided_decoding = false;
 };
 
@@ -59,6 +62,8 @@ struct SamplingParams {
   float presence_penalty = 0.0F;
   float frequency_penalty = 0.0F;
   uint64_t seed = 0;
+  std::vector<std::pair<TokenId, float>> logit_bias;  // added to the logits before everything else; -inf forbids
+  std::vector<std::vector<TokenId>> bad_words;        // token sequences that the answer must not contain
 
   [[nodiscard]] bool greedy() const { return temperature <= 0.0F || top_k == 1; }
   [[nodiscard]] bool has_penalties() const {

@@ -67,7 +67,7 @@ Result<void> check_samples(const StepPlan& plan, const ExecutorLimits& limits) {
   for (size_t s = 0; s < plan.samples.size(); ++s) {
     const SampleRow& sample = plan.samples[s];
     if (sample.row >= plan.num_rows()) return wrong(fmt::format("sample {} of row {}", s, sample.row));
-    if (s > 0 && sample.row <= plan.samples[s - 1].row) return wrong("sampling rows do not ascend");
+    if (s > 0 && sample.row < plan.samples[s - 1].row) return wrong("sampling rows descend");
     if (sample.slot >= limits.max_batch_size) return wrong(fmt::format("sample {} of slot {}", s, sample.slot));
   }
   return {};

@@ -10,8 +10,11 @@ void StepPlan::clear() {
   context_lens.clear();
   pages.clear();
   page_offsets.clear();
+  long_rope.clear();
+  page_copies.clear();
   slot_starts.clear();
   samples.clear();
+  prompt_logprobs.clear();
 }
 
 }  // namespace dyn::native

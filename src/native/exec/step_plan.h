@@ -16,6 +16,8 @@ namespace dyn::native {
 using llm::TokenId;
 
 using PageId = int32_t;
+// In a block table: a page that no layer of the model looks at any more (sliding windows); never read nor written.
+inline constexpr PageId kNoPage = -1;
 // A sequence's place in the executor for as long as it is scheduled: per-slot sampling state (token counts, seeds)
 // lives in the executor, so that on a GPU sampling needs no host data of the step before.
 using SlotId = uint32_t;
@@ -31,8 +33,21 @@ struct SlotStart {
   std::span<const TokenId> generated;  // not empty after a preemption
 };
 
+// Copied before anything of the step is computed, all layers: the last block of a sequence that goes on in two.
+struct PageCopy {
+  PageId from = 0;
+  PageId to = 0;
+};
+
+// Log-probabilities of what follows the tokens of a row, from raw logits, for `next.size()` tokens from its first on.
+struct PromptLogprobs {
+  uint32_t row = 0;
+  uint32_t top = 0;               // best alternatives a token
+  std::span<const TokenId> next;  // the token after each; at most as many as the row has tokens
+};
+
 struct SampleRow {
-  uint32_t row = 0;  // row whose last token's logits are sampled
+  uint32_t row = 0;  // row whose last token's logits are sampled; several samples may name one row (n > 1)
   SlotId slot = 0;
   uint64_t position = 0;  // index of the generated token in its answer: the random counter together with the seed
   int32_t logprobs = -1;  // -1: none wanted; 0: of the chosen token; k: also the k best
@@ -48,8 +63,11 @@ struct StepPlan {
   std::vector<int32_t> context_lens;   // [R] KV length of the row after this step
   std::vector<PageId> pages;           // block tables, concatenated
   std::vector<uint32_t> page_offsets;  // [R + 1] into pages; row r has ceil(context_lens[r] / tokens_per_block) pages
+  std::vector<uint8_t> long_rope;      // [R] or empty: 1 where the row's rotary angles take longrope's long factors
+  std::vector<PageCopy> page_copies;   // no page is written twice, none is both read and written
   std::vector<SlotStart> slot_starts;
-  std::vector<SampleRow> samples;  // [S], ascending rows
+  std::vector<SampleRow> samples;               // [S], rows do not descend
+  std::vector<PromptLogprobs> prompt_logprobs;  // [Q], ascending rows
 
   [[nodiscard]] size_t num_tokens() const { return tokens.size(); }
   [[nodiscard]] size_t num_rows() const { return row_offsets.empty() ? 0 : row_offsets.size() - 1; }
@@ -63,6 +81,10 @@ struct StepResult {
   std::vector<engine::TopLogprob> top;  // concatenated; top_offsets says whose
   std::vector<uint32_t> top_offsets;    // [S + 1]
   std::vector<uint8_t> not_finite;      // [S] the logits held NaN or only -inf: the row is in error
+
+  // Of plan.prompt_logprobs, concatenated: one value a token of `next`, `top` alternatives a token.
+  std::vector<float> prompt_logprobs;
+  std::vector<engine::TopLogprob> prompt_top;
 };
 
 }  // namespace dyn::native
