@@ -1,0 +1,208 @@
+// The border between the worker and an executor module (libdynamo_exec_cuda.so): plain structs and function pointers,
+// private to one build.
+//
+//   const ExecutorApi* api = entry();                       // dlsym(module, kExecutorEntry)
+//   if (api->struct_size != sizeof(ExecutorApi) || kExecutorBuildId != api->build_id) ...   // another build: refused
+//   api->open(&host, device, &handle, &error);
+//
+// Both sides are compiled from this header; kExecutorBuildId is a digest of it and of the headers that lay out what
+// crosses the border (cmake/Cuda.cmake), so a module of another build is refused instead of misread. Requests, plans
+// and sampling policy stay in the worker; the module sees one model, one KV pool and packed steps.
+//
+// Ownership: memory handed over belongs to the side that made it; the module is never closed. Thread rules: one thread
+// for everything but upload_buffer() and upload(), which several threads may call, each with slots of its own. No
+// exception crosses the border: functions return a Status and, when it is not kOk, one line in `error`.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "native/exec/cuda/kernels/sample_params.h"
+
+namespace dyn::native::cuda {
+
+#ifndef DYN_EXECUTOR_BUILD_ID
+#define DYN_EXECUTOR_BUILD_ID "none"
+#endif
+inline constexpr const char* kExecutorBuildId = DYN_EXECUTOR_BUILD_ID;
+inline constexpr const char* kExecutorEntry = "dyn_executor_api";
+
+enum class Status : int32_t {
+  kOk = 0,
+  kNoDevice = 1,   // no driver, no GPU, or one that this module has no code for
+  kNoMemory = 2,   // the device's memory does not suffice
+  kFailed = 3,     // a defect or a broken device
+};
+
+struct ErrorText {
+  char text[512];
+};
+
+// What the module may call back. `level`: as log::Level.
+struct HostCalls {
+  uint32_t struct_size;
+  void* user;
+  void (*log)(void* user, int32_t level, const char* text);
+};
+
+struct DeviceFacts {
+  uint32_t struct_size;
+  char name[128];
+  int32_t compute_major;
+  int32_t compute_minor;
+  int32_t driver_version;  // 13000: CUDA 13.0
+  uint32_t multiprocessors;
+  uint64_t total_bytes;
+  uint64_t free_bytes;
+};
+
+// Byte offsets into the weight arena.
+inline constexpr uint64_t kNoTensor = ~uint64_t{0};
+
+struct LayerSpec {
+  uint64_t attention_norm;  // F32, as all norms and biases
+  uint64_t qkv;             // BF16 [q + 2 kv][hidden], as all matrices: row-major [out][in]
+  uint64_t qkv_bias;
+  uint64_t q_norm;
+  uint64_t k_norm;
+  uint64_t o;
+  uint64_t o_bias;
+  uint64_t post_attention_norm;
+  uint64_t mlp_norm;
+  uint64_t gate_up;  // of experts: [experts][2 moe intermediate][hidden]
+  uint64_t gate_up_bias;
+  uint64_t down;  // of experts: [experts][hidden][moe intermediate]
+  uint64_t down_bias;
+  uint64_t post_mlp_norm;
+  uint64_t router;  // [experts][hidden]; kNoTensor: one feed-forward network
+  uint32_t window;  // 0: none
+  uint32_t rope;    // row of ModelSpec::frequencies
+  uint32_t long_rope;  // the same for rows that take long factors
+  uint32_t reserved;
+};
+
+struct ModelSpec {
+  uint32_t struct_size;
+  uint32_t vocab_size;
+  uint32_t hidden_size;
+  uint32_t intermediate_size;
+  uint32_t num_layers;
+  uint32_t num_heads;
+  uint32_t num_kv_heads;
+  uint32_t head_dim;
+  uint32_t num_experts;
+  uint32_t chosen_experts;
+  uint32_t moe_intermediate_size;
+  uint32_t normalize_experts;
+  uint32_t gelu;  // 0: SiLU, 1: GELU by tanh
+  uint32_t num_ropes;
+  float norm_eps;
+  float embedding_scale;
+  float score_scale;
+  float attention_softcap;  // 0: none
+  float logit_softcap;      // 0: none
+  uint32_t reserved;
+  uint64_t embedding;
+  uint64_t final_norm;
+  uint64_t lm_head;
+  const LayerSpec* layers;    // [num_layers], read during the call only, like frequencies and rope_scales
+  const float* frequencies;   // [num_ropes][head_dim / 2]
+  const float* rope_scales;   // [num_ropes], cosine and sine are multiplied with it
+};
+
+struct StepLimits {
+  uint32_t struct_size;
+  uint32_t max_batch_size;
+  uint32_t max_num_tokens;
+  uint32_t tokens_per_block;
+  uint32_t max_seq_len;  // longest context of a row
+  uint32_t logits_rows;  // rows of logits that the module computes at a time
+  uint64_t staging_bytes;  // of each of the two staging buffers
+};
+
+// Offsets and counts of what a staging buffer holds; offsets in bytes from its start, multiples of 16.
+struct StagedStep {
+  uint32_t struct_size;
+  uint32_t flight;          // staging buffer, 0 or 1
+  uint32_t bytes;           // of the staging buffer that are used
+  uint32_t bucket;          // rows of the CUDA graph to replay; 0: none, kernels are launched one by one
+  uint32_t num_tokens;      // padded, as all counts here
+  uint32_t num_rows;
+  uint32_t num_samples;
+  uint32_t num_decode_rows;  // rows of one token at the front of the step
+  uint32_t max_row_tokens;
+  uint32_t max_context;
+  uint32_t any_penalties;   // some sample needs counts
+  uint32_t all_greedy;      // no sample draws at random
+  uint32_t any_long_rope;
+
+  uint32_t token_ids;      // int32 [tokens]
+  uint32_t from_sample;    // int32 [tokens], -1: the id counts
+  uint32_t positions;      // int32 [tokens]
+  uint32_t places;         // int32 [tokens]: page * tokens_per_block + index in the page; -1: keep nothing
+  uint32_t rows_of_tokens; // int32 [tokens]
+  uint32_t long_rope;      // uint8 [tokens]
+  uint32_t row_offsets;    // int32 [rows + 1]
+  uint32_t context_lens;   // int32 [rows]
+  uint32_t page_offsets;   // int32 [rows + 1]
+  uint32_t sample_tokens;  // int32 [samples]: token whose logits are sampled
+  uint32_t sample_params;  // SampleParams [samples], see sample_params.h
+  uint32_t pages;          // int32 [page_offsets[rows]]
+  uint32_t list_tokens;    // int32: stop tokens, bias tokens; SampleParams has offsets into it
+  uint32_t list_values;    // float: bias values
+
+  uint32_t num_page_copies;
+  uint32_t page_copies;    // int32 pairs (from, to)
+
+  // Slots whose counts start anew: (slot, tokens of the prompt, tokens of the answer) with the tokens behind.
+  uint32_t num_slot_starts;
+  uint32_t slot_starts;    // int32 [n][4]: slot, offset into slot_tokens, prompt tokens, answer tokens
+  uint32_t slot_tokens;    // int32
+};
+
+struct StepOutcome {
+  uint32_t struct_size;
+  uint32_t num_samples;
+  const SampledRow* samples;  // valid until the flight is used again
+};
+
+struct Device;  // the module's
+
+struct ExecutorApi {
+  uint32_t struct_size;
+  const char* build_id;
+
+  // Looks whether a device can be used, without taking memory of it.
+  Status (*probe)(int32_t device, DeviceFacts* facts, ErrorText* error);
+  Status (*open)(const HostCalls* host, int32_t device, Device** handle, ErrorText* error);
+  void (*close)(Device* handle);
+  Status (*memory)(Device* handle, uint64_t* free_bytes, uint64_t* total_bytes, ErrorText* error);
+
+  // Weights: an arena, filled from pinned buffers. upload_buffer() waits until the slot's last copy is done.
+  uint32_t (*upload_slots)();
+  Status (*reserve_weights)(Device* handle, uint64_t bytes, ErrorText* error);
+  Status (*upload_buffer)(Device* handle, uint32_t slot, void** buffer, uint64_t* capacity, ErrorText* error);
+  Status (*upload)(Device* handle, uint32_t slot, uint64_t offset, uint64_t bytes, ErrorText* error);
+  Status (*finish_uploads)(Device* handle, ErrorText* error);
+
+  // Activations and staging, then the KV pool, then graphs of the given buckets (ascending rows).
+  Status (*prepare)(Device* handle, const ModelSpec* model, const StepLimits* limits, ErrorText* error);
+  Status (*reserve_kv)(Device* handle, uint32_t num_pages, ErrorText* error);
+  Status (*capture)(Device* handle, const uint32_t* buckets, uint32_t num_buckets, ErrorText* error);
+  Status (*staging)(Device* handle, uint32_t flight, void** buffer, ErrorText* error);
+
+  // A step of a filled staging buffer; returns before it is done.
+  Status (*enqueue)(Device* handle, const StagedStep* step, ErrorText* error);
+  // Waits for the flight's step.
+  Status (*collect)(Device* handle, uint32_t flight, StepOutcome* outcome, ErrorText* error);
+
+  // Logits of the step enqueued last, in F32, to the host: of sampled rows, or of any of its tokens. Waits for them, and
+  // must come before the next enqueue().
+  Status (*read_logits)(Device* handle, uint32_t of_tokens, const uint32_t* rows, uint32_t num_rows, float* to,
+                        ErrorText* error);
+
+  // For benchmarks: bytes a second that a kernel reads from device memory, over a buffer several times the L2 cache.
+  Status (*measure_read)(Device* handle, uint64_t buffer_bytes, double* bytes_per_s, ErrorText* error);
+};
+
+}  // namespace dyn::native::cuda
