@@ -29,9 +29,9 @@ inline constexpr const char* kExecutorEntry = "dyn_executor_api";
 
 enum class Status : int32_t {
   kOk = 0,
-  kNoDevice = 1,   // no driver, no GPU, or one that this module has no code for
-  kNoMemory = 2,   // the device's memory does not suffice
-  kFailed = 3,     // a defect or a broken device
+  kNoDevice = 1,  // no driver, no GPU, or one that this module has no code for
+  kNoMemory = 2,  // the device's memory does not suffice
+  kFailed = 3,    // a defect or a broken device
 };
 
 struct ErrorText {
@@ -53,7 +53,6 @@ struct DeviceFacts {
   int32_t driver_version;  // 13000: CUDA 13.0
   uint32_t multiprocessors;
   uint64_t total_bytes;
-  uint64_t free_bytes;
 };
 
 // Byte offsets into the weight arena.
@@ -76,9 +75,15 @@ struct LayerSpec {
   uint64_t post_mlp_norm;
   uint64_t router;  // [experts][hidden]; kNoTensor: one feed-forward network
   uint32_t window;  // 0: none
-  uint32_t rope;    // row of ModelSpec::frequencies
-  uint32_t long_rope;  // the same for rows that take long factors
-  uint32_t reserved;
+  uint32_t rope;    // which of ModelSpec::ropes
+};
+
+// `long_*`: for rows that take longrope's long factors; null where there are none.
+struct RopeSpec {
+  const float* frequencies;  // [head_dim / 2]
+  const float* long_frequencies;
+  float factor;  // cosine and sine are multiplied with it
+  float long_factor;
 };
 
 struct ModelSpec {
@@ -99,15 +104,12 @@ struct ModelSpec {
   float norm_eps;
   float embedding_scale;
   float score_scale;
-  float attention_softcap;  // 0: none
-  float logit_softcap;      // 0: none
   uint32_t reserved;
   uint64_t embedding;
   uint64_t final_norm;
   uint64_t lm_head;
-  const LayerSpec* layers;    // [num_layers], read during the call only, like frequencies and rope_scales
-  const float* frequencies;   // [num_ropes][head_dim / 2]
-  const float* rope_scales;   // [num_ropes], cosine and sine are multiplied with it
+  const LayerSpec* layers;  // [num_layers], read during the call only, like ropes
+  const RopeSpec* ropes;    // [num_ropes]
 };
 
 struct StepLimits {
@@ -115,55 +117,63 @@ struct StepLimits {
   uint32_t max_batch_size;
   uint32_t max_num_tokens;
   uint32_t tokens_per_block;
-  uint32_t max_seq_len;  // longest context of a row
-  uint32_t logits_rows;  // rows of logits that the module computes at a time
-  uint64_t staging_bytes;  // of each of the two staging buffers
+  uint32_t max_seq_len;    // longest context of a row
+  uint32_t reserved;
+  uint64_t staging_bytes;  // of what the host packs, each of the two buffers
 };
 
-// Offsets and counts of what a staging buffer holds; offsets in bytes from its start, multiples of 16.
+// What a staging buffer holds. Offsets are bytes from its start, multiples of 16. Decode rows (one token) come first.
+// In a step for a CUDA graph every count but those of lists is the bucket's, filled up with rows of context 0.
 struct StagedStep {
   uint32_t struct_size;
-  uint32_t flight;          // staging buffer, 0 or 1
-  uint32_t bytes;           // of the staging buffer that are used
-  uint32_t bucket;          // rows of the CUDA graph to replay; 0: none, kernels are launched one by one
-  uint32_t num_tokens;      // padded, as all counts here
+  uint32_t flight;  // staging buffer, 0 or 1
+  uint32_t bytes;   // used
+  uint32_t bucket;  // rows of the CUDA graph to replay; 0: none, kernels are launched one by one
+  uint32_t num_tokens;
   uint32_t num_rows;
   uint32_t num_samples;
-  uint32_t num_decode_rows;  // rows of one token at the front of the step
-  uint32_t max_row_tokens;
-  uint32_t max_context;
-  uint32_t any_penalties;   // some sample needs counts
-  uint32_t all_greedy;      // no sample draws at random
-  uint32_t any_long_rope;
+  uint32_t num_decode_rows;
+  uint32_t max_context;  // of decode rows
+  uint32_t any_top;      // some sample wants alternatives
 
-  uint32_t token_ids;      // int32 [tokens]
-  uint32_t from_sample;    // int32 [tokens], -1: the id counts
+  uint32_t token_ids;      // uint32 [tokens]; 0xFFFF'FFFF: that of sample from_sample of the step before
+  uint32_t from_sample;    // uint32 [tokens]
   uint32_t positions;      // int32 [tokens]
-  uint32_t places;         // int32 [tokens]: page * tokens_per_block + index in the page; -1: keep nothing
-  uint32_t rows_of_tokens; // int32 [tokens]
-  uint32_t long_rope;      // uint8 [tokens]
-  uint32_t row_offsets;    // int32 [rows + 1]
+  uint32_t kv_slots;       // int64 [tokens]: page * tokens_per_block + index in the page; -1: padding
+  uint32_t long_tokens;    // uint8 [tokens]
+  uint32_t row_offsets;    // uint32 [rows + 1]
   uint32_t context_lens;   // int32 [rows]
-  uint32_t page_offsets;   // int32 [rows + 1]
+  uint32_t page_offsets;   // uint32 [rows + 1]
   uint32_t sample_tokens;  // int32 [samples]: token whose logits are sampled
-  uint32_t sample_params;  // SampleParams [samples], see sample_params.h
+  uint32_t sample_params;  // SampleRowParams [samples]; counts_row is a slot
+  uint32_t mask_tokens;    // uint32
+  uint32_t bias_tokens;    // uint32
+  uint32_t bias_values;    // float
   uint32_t pages;          // int32 [page_offsets[rows]]
-  uint32_t list_tokens;    // int32: stop tokens, bias tokens; SampleParams has offsets into it
-  uint32_t list_values;    // float: bias values
 
   uint32_t num_page_copies;
-  uint32_t page_copies;    // int32 pairs (from, to)
+  uint32_t copy_from;  // int32 [num_page_copies]
+  uint32_t copy_to;    // int32
 
-  // Slots whose counts start anew: (slot, tokens of the prompt, tokens of the answer) with the tokens behind.
-  uint32_t num_slot_starts;
-  uint32_t slot_starts;    // int32 [n][4]: slot, offset into slot_tokens, prompt tokens, answer tokens
-  uint32_t slot_tokens;    // int32
+  uint32_t num_count_starts;  // slots with penalties that a sequence enters
+  uint32_t count_starts;      // CountStart [num_count_starts]
+  uint32_t count_tokens;      // uint32
 };
 
+struct CountStart {
+  uint32_t slot;
+  uint32_t begin;  // first of count_tokens: the prompt's, then the answer's
+  uint32_t num_prompt;
+  uint32_t num_generated;
+};
+
+// Arrays of num_samples, valid until the flight is enqueued again.
 struct StepOutcome {
   uint32_t struct_size;
-  uint32_t num_samples;
-  const SampledRow* samples;  // valid until the flight is used again
+  const uint32_t* tokens;
+  const float* logprobs;
+  const uint8_t* not_finite;
+  const TopLogprobOut* top;  // [samples][kMaxTopLogprobs]; null without any_top
 };
 
 struct Device;  // the module's
@@ -179,29 +189,29 @@ struct ExecutorApi {
   Status (*memory)(Device* handle, uint64_t* free_bytes, uint64_t* total_bytes, ErrorText* error);
 
   // Weights: an arena, filled from pinned buffers. upload_buffer() waits until the slot's last copy is done.
-  uint32_t (*upload_slots)();
+  uint32_t (*upload_slots)(Device* handle);
   Status (*reserve_weights)(Device* handle, uint64_t bytes, ErrorText* error);
   Status (*upload_buffer)(Device* handle, uint32_t slot, void** buffer, uint64_t* capacity, ErrorText* error);
   Status (*upload)(Device* handle, uint32_t slot, uint64_t offset, uint64_t bytes, ErrorText* error);
   Status (*finish_uploads)(Device* handle, ErrorText* error);
 
-  // Activations and staging, then the KV pool, then graphs of the given buckets (ascending rows).
+  // Activations and staging, then the KV pool (`page_bytes`: of one page, all layers), then CUDA graphs for so many rows
+  // each (ascending).
   Status (*prepare)(Device* handle, const ModelSpec* model, const StepLimits* limits, ErrorText* error);
-  Status (*reserve_kv)(Device* handle, uint32_t num_pages, ErrorText* error);
+  Status (*reserve_kv)(Device* handle, uint32_t num_pages, uint64_t page_bytes, ErrorText* error);
   Status (*capture)(Device* handle, const uint32_t* buckets, uint32_t num_buckets, ErrorText* error);
   Status (*staging)(Device* handle, uint32_t flight, void** buffer, ErrorText* error);
 
-  // A step of a filled staging buffer; returns before it is done.
+  // A step whose staging buffer is filled; returns before it is done.
   Status (*enqueue)(Device* handle, const StagedStep* step, ErrorText* error);
   // Waits for the flight's step.
   Status (*collect)(Device* handle, uint32_t flight, StepOutcome* outcome, ErrorText* error);
-
-  // Logits of the step enqueued last, in F32, to the host: of sampled rows, or of any of its tokens. Waits for them, and
+  // Logits of the step enqueued last, in F32, to the host: of its samples, or of any of its tokens. Waits for them, and
   // must come before the next enqueue().
-  Status (*read_logits)(Device* handle, uint32_t of_tokens, const uint32_t* rows, uint32_t num_rows, float* to,
+  Status (*read_logits)(Device* handle, uint32_t of_tokens, const uint32_t* indices, uint32_t count, float* to,
                         ErrorText* error);
 
-  // For benchmarks: bytes a second that a kernel reads from device memory, over a buffer several times the L2 cache.
+  // For benchmarks: bytes a second that a kernel reads from a buffer of this size.
   Status (*measure_read)(Device* handle, uint64_t buffer_bytes, double* bytes_per_s, ErrorText* error);
 };
 
