@@ -195,11 +195,11 @@ struct ExecutorApi {
   Status (*upload)(Device* handle, uint32_t slot, uint64_t offset, uint64_t bytes, ErrorText* error);
   Status (*finish_uploads)(Device* handle, ErrorText* error);
 
-  // Activations and staging, then the KV pool (`page_bytes`: of one page, all layers), then CUDA graphs for so many rows
-  // each (ascending).
+  // Activations and staging, then the KV pool (`page_bytes`: of one page, all layers), then CUDA graphs, each from
+  // a staged step of a bucket's padding rows.
   Status (*prepare)(Device* handle, const ModelSpec* model, const StepLimits* limits, ErrorText* error);
   Status (*reserve_kv)(Device* handle, uint32_t num_pages, uint64_t page_bytes, ErrorText* error);
-  Status (*capture)(Device* handle, const uint32_t* buckets, uint32_t num_buckets, ErrorText* error);
+  Status (*capture)(Device* handle, const StagedStep* step, ErrorText* error);
   Status (*staging)(Device* handle, uint32_t flight, void** buffer, ErrorText* error);
 
   // A step whose staging buffer is filled; returns before it is done.
