@@ -1,0 +1,88 @@
+// Sampling on the device, the same choices as native/sample/sampler.h makes from the same logits.
+//
+//   launch_sample({.logits = logits, .rows = device_rows, .num_rows = s, .vocab = v, ..., .tokens = tokens}, on);
+//
+// Two kernels. Prepare (vocab / 4096 x rows blocks): logit bias, penalties, masks, then for each piece of a row its
+// maximum, log-sum-exp and whether it is finite; processed scores go to `scores`. Choose (a block a row): greedy merges
+// the pieces' maxima (lowest id of equals); otherwise top-k, top-p and the draw are selections by radix over ordered
+// score bits with counts and fixed-point probabilities (2^-40), so they are exact in k, ties go to the lowest id, and
+// the order in which threads arrive changes nothing. Philox4x32-10 keyed by seed at counter `position`, as on the CPU;
+// exponentials are the device's, so a draw within about 1e-7 of a boundary may fall to the neighbour. Bytes: 4 vocab a
+// row read once for greedy (about 3 us for one row), some five times from L2 otherwise (about 25 us). See launch.h.
+#pragma once
+
+#include "native/exec/cuda/kernels/launch.h"
+
+namespace dyn::native::cuda {
+
+inline constexpr uint32_t kMaxTopLogprobs = 20;
+inline constexpr uint32_t kSampleChunk = 4096;  // vocabulary entries of a block of the prepare kernel
+
+// Parameters of one sampling row, in device memory.
+struct SampleRowParams {
+  uint64_t seed = 0;
+  uint64_t position = 0;
+  float temperature = 1.0F;  // not above 0: greedy
+  uint32_t top_k = 0;        // 0: off
+  float top_p = 1.0F;
+  float min_p = 0.0F;
+  float repetition_penalty = 1.0F;
+  float presence_penalty = 0.0F;
+  float frequency_penalty = 0.0F;
+  int32_t counts_row = -1;  // row of `counts` when the sequence has penalties, else -1
+  int32_t logprobs = -1;    // -1: none; 0: of the chosen token; k: also the k best
+  uint32_t mask_begin = 0;  // tokens that must not be chosen: mask_tokens[mask_begin, mask_end)
+  uint32_t mask_end = 0;
+  uint32_t bias_begin = 0;  // added before everything else: bias_tokens, bias_values
+  uint32_t bias_end = 0;
+  uint32_t logits_row = 0;  // several rows may share logits
+};
+
+struct TopLogprobOut {
+  uint32_t id;
+  float logprob;
+};
+
+struct SampleParams {
+  const float* logits = nullptr;  // [..][vocab], not changed
+  const SampleRowParams* rows = nullptr;
+  const uint32_t* mask_tokens = nullptr;
+  const uint32_t* bias_tokens = nullptr;
+  const float* bias_values = nullptr;
+  uint32_t* counts = nullptr;     // [slots][vocab] 0: not seen, else 1 + how often generated; chosen tokens are counted
+  float* scores = nullptr;        // [num_rows][vocab] scratch
+  uint32_t* list = nullptr;       // [num_rows][vocab] scratch
+  void* pieces = nullptr;         // sample_pieces_bytes(num_rows, vocab)
+  uint32_t* tokens = nullptr;     // [num_rows]
+  float* logprobs = nullptr;      // [num_rows]
+  TopLogprobOut* top = nullptr;   // [num_rows][kMaxTopLogprobs], or null when no row asks for k > 0
+  uint8_t* not_finite = nullptr;  // [num_rows] token is 0 then
+  uint32_t num_rows = 0;
+  uint32_t vocab = 0;
+};
+cudaError_t launch_sample(const SampleParams& params, const Launch& on);
+size_t sample_pieces_bytes(uint32_t rows, uint32_t vocab);
+
+// Log-probabilities of given tokens from raw logits (prompt log-probabilities): row r's is logits[r][next[r]] - lse.
+struct PromptLogprobParams {
+  const float* logits = nullptr;    // [rows][vocab]
+  const uint32_t* next = nullptr;   // [rows]
+  const uint32_t* top_k = nullptr;  // [rows] alternatives wanted, <= kMaxTopLogprobs
+  float* logprobs = nullptr;        // [rows]
+  TopLogprobOut* top = nullptr;     // [rows][kMaxTopLogprobs] or null
+  uint32_t rows = 0;
+  uint32_t vocab = 0;
+};
+cudaError_t launch_prompt_logprobs(const PromptLogprobParams& params, const Launch& on);
+
+// counts[row] of a slot that a sequence enters: cleared, then prompt tokens seen, generated ones counted.
+struct CountTokensParams {
+  uint32_t* counts = nullptr;  // the slot's row, [vocab]
+  const uint32_t* tokens = nullptr;
+  uint32_t num_prompt = 0;
+  uint32_t num_generated = 0;  // after the prompt in `tokens`
+  uint32_t vocab = 0;
+};
+cudaError_t launch_count_tokens(const CountTokensParams& params, const Launch& on);
+
+}  // namespace dyn::native::cuda
