@@ -2,7 +2,11 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
+#include <limits>
+
 #include "engine/engine_contract.h"
+#include "engine/stepped_engine.h"
 
 namespace dyn::engine {
 namespace {
@@ -142,6 +146,29 @@ TEST_F(MockEngine, ErrorOfOneRequestOnly) {
   ASSERT_TRUE(bad.error.has_value());
   EXPECT_EQ(recorder.ended(2).finish, FinishReason::kLength);
   engine->stop();
+}
+
+TEST(Normalize, LogitBiasAndBadWords) {
+  Caps caps{.vocab_size = 100, .max_seq_len = 64, .logit_bias = true, .bad_words = true};
+  Request request = contract_request(1, {1, 2}, 5);
+  request.sampling.logit_bias = {{7, 1.5F}, {8, -std::numeric_limits<float>::infinity()}};
+  request.sampling.bad_words = {{5}, {}, {6, 100}, {6, 99}};
+  ASSERT_TRUE(normalize(request, caps).ok());
+  EXPECT_EQ(request.sampling.bad_words, (std::vector<std::vector<TokenId>>{{5}, {6, 99}}));
+  for (const auto& wrong : {std::pair{TokenId{100}, 1.0F}, std::pair{TokenId{7}, std::nanf("")},
+                            std::pair{TokenId{7}, std::numeric_limits<float>::infinity()}}) {
+    request.sampling.logit_bias = {wrong};
+    const auto refused = normalize(request, caps);
+    ASSERT_FALSE(refused.ok());
+    EXPECT_EQ(refused.error().message.find("logit_bias:"), 0U) << refused.error().message;
+  }
+  caps.logit_bias = caps.bad_words = false;
+  request.sampling.logit_bias = {{7, 1.0F}};
+  EXPECT_EQ(normalize(request, caps).error().code, Code::kUnsupported);
+  request.sampling.logit_bias.clear();
+  EXPECT_EQ(normalize(request, caps).error().code, Code::kUnsupported);
+  request.sampling.bad_words = {{200}};
+  EXPECT_TRUE(normalize(request, caps).ok());
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 #include "engine/stepped_engine.h"
 
 #include <algorithm>
+#include <limits>
 #include <utility>
 
 #include "base/log.h"
@@ -11,6 +12,21 @@ namespace {
 
 Error out_of_vocabulary(std::string_view what, TokenId token, uint32_t vocab_size) {
   return invalid_argument(fmt::format("{} {} is not in the model's vocabulary of {} tokens", what, token, vocab_size));
+}
+
+Result<void> check_logits_options(SamplingParams& sampling, const Caps& caps) {
+  if (!sampling.logit_bias.empty() && !caps.logit_bias) return unsupported("logit_bias: not supported by this engine");
+  for (const auto& [token, bias] : sampling.logit_bias) {
+    if (token >= caps.vocab_size) return out_of_vocabulary("logit_bias: token", token, caps.vocab_size);
+    if (!(bias < std::numeric_limits<float>::infinity()))
+      return invalid_argument(fmt::format("logit_bias: {} for token {} is no bias", bias, token));
+  }
+  // A sequence that cannot be generated need not be forbidden.
+  std::erase_if(sampling.bad_words, [&](const std::vector<TokenId>& word) {
+    return word.empty() || std::ranges::any_of(word, [&](TokenId token) { return token >= caps.vocab_size; });
+  });
+  if (!sampling.bad_words.empty() && !caps.bad_words) return unsupported("bad_words: not supported by this engine");
+  return {};
 }
 
 }  // namespace
@@ -31,6 +47,7 @@ Result<void> normalize(Request& request, const Caps& caps) {
     return invalid_argument(fmt::format("{} alternatives of logprobs were asked for, at most {} can be given",
                                         *request.logprobs, caps.max_logprobs));
   }
+  if (auto checked = check_logits_options(request.sampling, caps); !checked) return checked;
   const auto room = static_cast<uint32_t>(caps.max_seq_len - request.token_ids.size());
   request.max_tokens = std::min(request.max_tokens, room);
   const auto outside = [&](TokenId token) { return token >= caps.vocab_size; };

@@ -29,7 +29,8 @@ struct SteppedEngineOptions {
 };
 
 // What is wrong with a request for an engine of these capabilities, if anything. Also brings it into the form steppers
-// expect: max_tokens cut to the context, stop tokens outside of the vocabulary dropped (they cannot be generated).
+// expect: max_tokens cut to the context, stop tokens and bad words outside of the vocabulary dropped (they cannot be
+// generated).
 Result<void> normalize(Request& request, const Caps& caps);
 
 class SteppedEngine final : public Engine {

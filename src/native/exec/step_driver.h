@@ -27,6 +27,7 @@ class StepDriver {
     std::vector<TokenId> prompt;
     engine::SamplingParams sampling{.temperature = 0.0F};
     int32_t logprobs = -1;
+    int32_t prompt_logprobs = -1;  // -1: none; k: of each prompt token but the first, and the k best
   };
 
   struct Sequence {
@@ -41,6 +42,8 @@ class StepDriver {
     std::vector<float> logprobs;
     std::vector<std::vector<engine::TopLogprob>> top;
     bool not_finite = false;
+    std::vector<float> prompt_logprobs;  // from the second prompt token on
+    std::vector<engine::TopLogprob> prompt_top;
 
     // Tokens not computed yet: the rest of the prompt, or the last sampled one.
     [[nodiscard]] size_t left() const { return tokens.size() - computed; }
@@ -65,9 +68,18 @@ class StepDriver {
 
   // Gives a finished sequence's pages back.
   void release(Sequence& s) {
+    std::erase(s.pages, kNoPage);
     free_.insert(free_.end(), s.pages.begin(), s.pages.end());
     s.pages.clear();
     s.computed = 0;
+  }
+
+  // Gives back the pages that the next token of a model with this window does not look at.
+  void drop_before_window(Sequence& s, uint32_t window) {
+    const size_t per_block = executor_.limits().tokens_per_block;
+    for (size_t i = 0; (i + 1) * per_block + window <= s.computed + 1; ++i) {
+      if (s.pages[i] != kNoPage) free_.push_back(std::exchange(s.pages[i], kNoPage));
+    }
   }
 
   // One step: `count` tokens of each sequence. A sequence that has no token left afterwards is sampled.
@@ -76,10 +88,19 @@ class StepDriver {
     plan_.row_offsets.push_back(0);
     plan_.page_offsets.push_back(0);
     std::vector<Sequence*> sampled;
+    std::vector<Sequence*> scored;
     for (const auto& [s, count] : rows) {
       if (!s->started)
         plan_.slot_starts.push_back({.slot = s->slot, .sampling = s->options.sampling, .prompt = s->tokens});
       s->started = true;
+      if (s->options.prompt_logprobs >= 0 && s->computed + 1 < s->prompt_size) {
+        plan_.prompt_logprobs.push_back(
+            {.row = static_cast<uint32_t>(plan_.row_offsets.size() - 1),
+             .top = static_cast<uint32_t>(s->options.prompt_logprobs),
+             .next = std::span(s->options.prompt)
+                         .subspan(s->computed + 1, std::min(count, s->prompt_size - 1 - s->computed))});
+        scored.push_back(s);
+      }
       for (size_t i = 0; i < count; ++i) {
         plan_.tokens.push_back(s->tokens.at(s->computed));
         plan_.positions.push_back(static_cast<int32_t>(s->computed++));
@@ -113,6 +134,16 @@ class StepDriver {
       s.top.emplace_back(result_.top.begin() + result_.top_offsets[i],
                          result_.top.begin() + result_.top_offsets[i + 1]);
       s.not_finite |= result_.not_finite[i] != 0;
+    }
+    auto value = result_.prompt_logprobs.begin();
+    auto top = result_.prompt_top.begin();
+    for (size_t q = 0; q < scored.size(); ++q) {
+      const auto values = static_cast<std::ptrdiff_t>(plan_.prompt_logprobs[q].next.size());
+      const auto tops = values * scored[q]->options.prompt_logprobs;
+      scored[q]->prompt_logprobs.insert(scored[q]->prompt_logprobs.end(), value, value + values);
+      scored[q]->prompt_top.insert(scored[q]->prompt_top.end(), top, top + tops);
+      value += values;
+      top += tops;
     }
   }
 

@@ -16,7 +16,9 @@ namespace dyn::native {
 using llm::TokenId;
 
 using PageId = int32_t;
-// In a block table: a page that no layer of the model looks at any more (sliding windows); never read nor written.
+// In a block table: a page that no layer of the model looks at any more; never read nor written. Only where every layer
+// has a window, and only as leading pages: those that end before the window of the row's first token begins, which is
+// at context_lens[r] - (tokens of r) + 1 - window, `window` being the greatest of the layers'.
 inline constexpr PageId kNoPage = -1;
 // A sequence's place in the executor for as long as it is scheduled: per-slot sampling state (token counts, seeds)
 // lives in the executor, so that on a GPU sampling needs no host data of the step before.
@@ -33,7 +35,8 @@ struct SlotStart {
   std::span<const TokenId> generated;  // not empty after a preemption
 };
 
-// Copied before anything of the step is computed, all layers: the last block of a sequence that goes on in two.
+// A whole page, all layers, copied before anything of the step is computed and after all that the steps before it
+// computed: the last block of a sequence that goes on in two, or a cached block of which a sequence takes the head.
 struct PageCopy {
   PageId from = 0;
   PageId to = 0;
@@ -42,8 +45,8 @@ struct PageCopy {
 // Log-probabilities of what follows the tokens of a row, from raw logits, for `next.size()` tokens from its first on.
 struct PromptLogprobs {
   uint32_t row = 0;
-  uint32_t top = 0;               // best alternatives a token
-  std::span<const TokenId> next;  // the token after each; at most as many as the row has tokens
+  uint32_t top = 0;               // best alternatives a token; at most vocab_size
+  std::span<const TokenId> next;  // the token after each; one at least, at most as many as the row has tokens
 };
 
 struct SampleRow {
@@ -64,9 +67,9 @@ struct StepPlan {
   std::vector<PageId> pages;           // block tables, concatenated
   std::vector<uint32_t> page_offsets;  // [R + 1] into pages; row r has ceil(context_lens[r] / tokens_per_block) pages
   std::vector<uint8_t> long_rope;      // [R] or empty: 1 where the row's rotary angles take longrope's long factors
-  std::vector<PageCopy> page_copies;   // no page is written twice, none is both read and written
+  std::vector<PageCopy> page_copies;   // no page is written twice, none is both read and written; rows may write both
   std::vector<SlotStart> slot_starts;
-  std::vector<SampleRow> samples;               // [S], rows do not descend
+  std::vector<SampleRow> samples;               // [S], rows do not descend, no slot comes twice: S <= max_batch_size
   std::vector<PromptLogprobs> prompt_logprobs;  // [Q], ascending rows
 
   [[nodiscard]] size_t num_tokens() const { return tokens.size(); }
@@ -82,7 +85,8 @@ struct StepResult {
   std::vector<uint32_t> top_offsets;    // [S + 1]
   std::vector<uint8_t> not_finite;      // [S] the logits held NaN or only -inf: the row is in error
 
-  // Of plan.prompt_logprobs, concatenated: one value a token of `next`, `top` alternatives a token.
+  // Of plan.prompt_logprobs, concatenated: one value a token of `next`, `top` alternatives a token, ranks 1, 2, ...
+  // Where logits are not finite (see not_finite) the values are -inf and the alternatives' ids and ranks 0.
   std::vector<float> prompt_logprobs;
   std::vector<engine::TopLogprob> prompt_top;
 };

@@ -22,7 +22,9 @@ engine::Caps make_caps(const NativeEngineOptions& options, const ExecutorLimits&
           .max_num_tokens = limits.max_num_tokens,
           .max_logprobs = std::min(options.max_logprobs, model.vocab_size),
           .penalties = true,
-          .min_p = true};
+          .min_p = true,
+          .logit_bias = true,
+          .bad_words = true};
 }
 
 Error dead(const Error& error) {

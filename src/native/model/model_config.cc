@@ -4,6 +4,7 @@
 #include <simdjson.h>
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <stdexcept>
@@ -416,6 +417,15 @@ bool exists(const std::string& path) {
 }
 
 }  // namespace
+
+uint32_t ModelConfig::window() const {
+  uint32_t most = 0;
+  for (const LayerTraits& traits : layers) {
+    if (traits.window == 0) return 0;
+    most = std::max(most, traits.window);
+  }
+  return most;
+}
 
 float ModelConfig::score_scale() const {
   return 1.0F / std::sqrt(static_cast<float>(query_scalar != 0 ? query_scalar : head_dim));

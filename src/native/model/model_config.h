@@ -89,6 +89,8 @@ struct ModelConfig {
   [[nodiscard]] bool uses_local_rope(uint32_t index) const {
     return local_rope.has_value() && layer(index).window != 0;
   }
+  // How far back any layer looks, the token itself included; 0: to the start of the sequence.
+  [[nodiscard]] uint32_t window() const;
   // What scores of queries and keys are multiplied with.
   [[nodiscard]] float score_scale() const;
   [[nodiscard]] uint32_t q_size() const { return num_heads * head_dim; }

@@ -33,7 +33,9 @@ struct Target {
   Matrix* matrix = nullptr;
   Vector* vector = nullptr;
   uint64_t cols = 1;
-  float offset = 0.0F;  // added to a vector's values
+  float offset = 0.0F;       // added to a vector's values
+  bool read_by_row = false;  // never multiplied with
+  bool exact = false;        // not to be made INT8
   std::vector<Part> parts;
 
   [[nodiscard]] uint64_t rows() const {
@@ -44,7 +46,6 @@ struct Target {
   [[nodiscard]] std::vector<uint64_t> shape(const Part& part) const {
     return matrix != nullptr ? std::vector{part.rows, cols} : std::vector{part.rows};
   }
-  [[nodiscard]] DataType type(DataType matrices) const { return matrix != nullptr ? matrices : DataType::kF32; }
 };
 
 // Everything the model has, in the order it lies in memory and is read by a forward pass.
@@ -67,6 +68,7 @@ std::vector<Target> targets_of(const ModelConfig& config, Weights& weights) {
   };
 
   matrix(weights.embedding, hidden, {{"model.embed_tokens.weight", config.vocab_size}});
+  targets.back().read_by_row = !config.tie_embeddings;
   weights.layers.resize(config.num_layers);
   for (uint32_t i = 0; i < config.num_layers; ++i) {
     LayerWeights& layer = weights.layers[i];
@@ -99,6 +101,7 @@ std::vector<Target> targets_of(const ModelConfig& config, Weights& weights) {
     if (config.layer(i).experts) {
       const uint64_t size = config.experts.intermediate_size;
       matrix(layer.router, hidden, {{mlp + "gate.weight", config.experts.count}});
+      targets.back().exact = true;
       layer.experts.resize(config.experts.count);
       for (size_t e = 0; e < layer.experts.size(); ++e) {
         const std::string expert = fmt::format("{}experts.{}.", mlp, e);
@@ -118,36 +121,62 @@ std::vector<Target> targets_of(const ModelConfig& config, Weights& weights) {
   return targets;
 }
 
+// The layout of a target's matrix in a model whose matrices are to have `layout`.
+MatrixLayout layout_of(const Target& target, MatrixLayout layout) {
+  if (target.read_by_row) return MatrixLayout::kRowMajor;
+  return target.exact && layout == MatrixLayout::kPackedInt8 ? MatrixLayout::kPackedBf16 : layout;
+}
+
 // Reserves the memory and points the weights into it.
-Result<void> place(const std::vector<Target>& targets, DataType matrices, Weights& weights) {
-  auto room = [&](const Target& target) {
-    const uint64_t bytes = target.rows() * target.cols * size_of(target.type(matrices));
-    return (bytes + kAlignment - 1) / kAlignment * kAlignment;
-  };
+Result<void> place(const std::vector<Target>& targets, DataType matrices, MatrixLayout layout, Weights& weights) {
+  const bool possible = std::ranges::all_of(targets, [&](const Target& target) {
+    return target.matrix == nullptr || can_have(layout, matrices, target.cols);
+  });
+  weights.layout = possible ? layout : MatrixLayout::kRowMajor;
   uint64_t total = 0;
-  for (const Target& target : targets) total += room(target);
+  auto take = [&](uint64_t bytes) {
+    const uint64_t at = total;
+    total += (bytes + kAlignment - 1) / kAlignment * kAlignment;
+    return at;
+  };
+  std::vector<uint64_t> offsets;
+  for (const Target& target : targets) {
+    if (target.matrix == nullptr) {
+      offsets.push_back(take(target.rows() * sizeof(float)));
+      continue;
+    }
+    *target.matrix = {.layout = layout_of(target, weights.layout),
+                      .type = matrices,
+                      .rows = static_cast<uint32_t>(target.rows()),
+                      .cols = static_cast<uint32_t>(target.cols)};
+    offsets.push_back(take(target.matrix->bytes()));
+  }
   auto memory = HostArena::allocate(total);
   if (!memory) return memory.error().with_context("weights");
   weights.memory = std::move(*memory);
-  std::byte* at = weights.memory.data();
-  for (const Target& target : targets) {
-    if (target.matrix != nullptr) {
-      *target.matrix = {.data = at,
-                        .type = matrices,
-                        .rows = static_cast<uint32_t>(target.rows()),
-                        .cols = static_cast<uint32_t>(target.cols)};
+  for (size_t i = 0; i < targets.size(); ++i) {
+    const std::byte* at = weights.memory.data() + offsets[i];
+    if (targets[i].matrix != nullptr) {
+      targets[i].matrix->data = at;
     } else {
-      *target.vector = reinterpret_cast<const float*>(at);
+      *targets[i].vector = reinterpret_cast<const float*>(at);
     }
-    at += room(target);
   }
   return {};
 }
 
-// Where a target's memory begins. Only the loader writes to weights.
-std::byte* memory_of(const Target& target) {
-  const void* at = target.matrix != nullptr ? static_cast<const void*>(target.matrix->data) : *target.vector;
-  return static_cast<std::byte*>(const_cast<void*>(at));
+// Only the loader writes to weights.
+float* values_of(const Target& target) {
+  return const_cast<float*>(*target.vector);
+}
+
+// Of all matrices in a checkpoint; what is reported as progress.
+uint64_t checkpoint_bytes(const std::vector<Target>& targets) {
+  uint64_t bytes = 0;
+  for (const Target& target : targets) {
+    if (target.matrix != nullptr) bytes += target.rows() * target.cols * size_of(target.matrix->type);
+  }
+  return bytes;
 }
 
 class Progress {
@@ -235,64 +264,52 @@ Result<DataType> check(const ModelConfig& config, const Checkpoint& checkpoint, 
   return *matrices;
 }
 
-float widen_f16(uint16_t bits) {
-  const uint32_t sign = static_cast<uint32_t>(bits & 0x8000) << 16;
-  const int exponent = (bits >> 10) & 0x1F;
-  const uint32_t mantissa = bits & 0x3FF;
-  if (exponent == 0) {
-    const float magnitude = std::ldexp(static_cast<float>(mantissa), -24);
-    return sign != 0 ? -magnitude : magnitude;
-  }
-  const auto biased = static_cast<uint32_t>(exponent == 31 ? 255 : exponent + 112);
-  return std::bit_cast<float>(sign | (biased << 23) | (mantissa << 13));
-}
-
 void widen(const StoredTensor& stored, float* to) {
-  if (stored.dtype == "F32") {
-    std::memcpy(to, stored.bytes.data(), stored.bytes.size());
-    return;
-  }
-  const bool bf16 = stored.dtype == "BF16";
-  for (size_t i = 0; i < stored.bytes.size() / 2; ++i) {
-    uint16_t bits = 0;
-    std::memcpy(&bits, stored.bytes.data() + 2 * i, sizeof bits);
-    to[i] = bf16 ? std::bit_cast<float>(static_cast<uint32_t>(bits) << 16) : widen_f16(bits);
+  const DataType type = *data_type(stored.dtype);
+  widen(type, stored.bytes.data(), stored.bytes.size() / size_of(type), to);
+}
+
+// Rows that are packed, and reported, at a time.
+uint32_t rows_of_a_run(uint64_t row_bytes) {
+  const uint64_t rows = kProgressBytes / std::max<uint64_t>(row_bytes, 1);
+  return static_cast<uint32_t>(std::max<uint64_t>(rows / kPanelRows, 1) * kPanelRows);
+}
+
+// Rows of a checkpoint's matrix, row-major, to their place in the model's, from `row` on.
+void pack(const Matrix& to, Bytes from, uint32_t row, uint32_t rows, Progress& progress) {
+  const uint64_t row_bytes = to.cols * size_of(to.type);
+  const uint32_t run = rows_of_a_run(row_bytes);
+  for (uint32_t done = 0; done < rows; done += run) {
+    const uint32_t some = std::min(run, rows - done);
+    pack_rows(to, from.data() + done * row_bytes, row + done, some);
+    progress.add(some * row_bytes);
   }
 }
 
-void copy(Bytes from, std::byte* to, Progress& progress) {
-  while (!from.empty()) {
-    const size_t size = std::min<size_t>(from.size(), kProgressBytes);
-    std::memcpy(to, from.data(), size);
-    progress.add(size);
-    from = from.subspan(size);
-    to += size;
-  }
-}
-
-Result<Weights> load_safetensors(const ModelConfig& config, const std::string& directory, const LoadProgress& report) {
+Result<Weights> load_safetensors(const ModelConfig& config, const std::string& directory, MatrixLayout layout,
+                                 const LoadProgress& report) {
   auto checkpoint = Checkpoint::open(directory);
   if (!checkpoint) return checkpoint.error();
   Weights weights;
   const std::vector<Target> targets = targets_of(config, weights);
   auto matrices = check(config, *checkpoint, targets);
   if (!matrices) return matrices.error().with_context(directory);
-  if (auto placed = place(targets, *matrices, weights); !placed) return placed.error();
-  Progress progress(report, weights.memory.size());
+  if (auto placed = place(targets, *matrices, layout, weights); !placed) return placed.error();
+  Progress progress(report, checkpoint_bytes(targets));
   for (const Target& target : targets) {
-    std::byte* at = memory_of(target);
+    uint64_t row = 0;
     for (const Part& part : target.parts) {
       const StoredTensor& stored = *checkpoint->find(part.name);
       if (target.matrix != nullptr) {
-        copy(stored.bytes, at, progress);
+        pack(*target.matrix, stored.bytes, static_cast<uint32_t>(row), static_cast<uint32_t>(part.rows), progress);
       } else {
-        auto* values = reinterpret_cast<float*>(at);
+        float* values = values_of(target) + row;
         widen(stored, values);
         if (target.offset != 0.0F) {
           for (uint64_t i = 0; i < part.rows; ++i) values[i] += target.offset;
         }
       }
-      at += part.rows * target.cols * size_of(target.type(*matrices));
+      row += part.rows;
     }
   }
   progress.finish();
@@ -313,40 +330,46 @@ uint64_t hash_name(std::string_view name) {  // FNV-1a
 
 // Uniform values of variance 1 / cols. A table of prime length is repeated, so that no two rows of a matrix are alike
 // and the cost is that of copying.
-void fill_dummy(const Part& part, uint64_t cols, std::byte* to, Progress& progress) {
+void fill_dummy(const Matrix& to, uint32_t row, const Part& part, Progress& progress) {
   constexpr size_t kTable = 65'521;
   static_assert(kTable % 2 == 1);
   std::vector<uint16_t> table(kTable);
   const uint64_t seed = hash_name(part.name);
-  const float width = std::sqrt(3.0F / static_cast<float>(cols));
+  const float width = std::sqrt(3.0F / static_cast<float>(to.cols));
   for (size_t i = 0; i < kTable; ++i) {
     const auto unit = static_cast<float>(static_cast<int64_t>(mix(seed + i * 0x9E37'79B9'7F4A'7C15)) >> 40) * 0x1p-23F;
     table[i] = static_cast<uint16_t>(std::bit_cast<uint32_t>(unit * width) >> 16);
   }
-  uint64_t left = part.rows * cols * sizeof(uint16_t);
-  while (left > 0) {
-    const uint64_t size = std::min<uint64_t>(left, kTable * sizeof(uint16_t));
-    std::memcpy(to, table.data(), size);
-    progress.add(size);
-    to += size;
-    left -= size;
+  // A panel's rows at a time.
+  std::vector<uint16_t> rows(size_t{kPanelRows} * to.cols);
+  size_t next = 0;  // of the table
+  for (uint32_t done = 0; done < part.rows; done += kPanelRows) {
+    for (size_t at = 0; at < rows.size();) {
+      const size_t some = std::min(kTable - next, rows.size() - at);
+      std::memcpy(rows.data() + at, table.data() + next, some * sizeof(uint16_t));
+      at += some;
+      next = (next + some) % kTable;
+    }
+    const auto some = static_cast<uint32_t>(std::min<uint64_t>(kPanelRows, part.rows - done));
+    pack_rows(to, reinterpret_cast<const std::byte*>(rows.data()), row + done, some);
+    progress.add(uint64_t{some} * to.cols * sizeof(uint16_t));
   }
 }
 
-Result<Weights> make_dummy(const ModelConfig& config, const LoadProgress& report) {
+Result<Weights> make_dummy(const ModelConfig& config, MatrixLayout layout, const LoadProgress& report) {
   Weights weights;
   const std::vector<Target> targets = targets_of(config, weights);
-  if (auto placed = place(targets, DataType::kBf16, weights); !placed) return placed.error();
-  Progress progress(report, weights.memory.size());
+  if (auto placed = place(targets, DataType::kBf16, layout, weights); !placed) return placed.error();
+  Progress progress(report, checkpoint_bytes(targets));
   for (const Target& target : targets) {
-    std::byte* at = memory_of(target);
     if (target.matrix != nullptr) {
+      uint32_t row = 0;
       for (const Part& part : target.parts) {
-        fill_dummy(part, target.cols, at, progress);
-        at += part.rows * target.cols * sizeof(uint16_t);
+        fill_dummy(*target.matrix, row, part, progress);
+        row += static_cast<uint32_t>(part.rows);
       }
     } else if (target.parts.front().name.ends_with("norm.weight")) {
-      std::fill_n(reinterpret_cast<float*>(at), target.rows(), 1.0F);
+      std::fill_n(values_of(target), target.rows(), 1.0F);
     }  // biases stay 0
   }
   progress.finish();
@@ -385,9 +408,9 @@ HostArena::~HostArena() {
 }
 
 Result<Weights> load_weights(const ModelConfig& config, const std::string& directory, LoadFormat format,
-                             const LoadProgress& progress) {
-  auto weights =
-      format == LoadFormat::kDummy ? make_dummy(config, progress) : load_safetensors(config, directory, progress);
+                             const LoadProgress& progress, MatrixLayout layout) {
+  auto weights = format == LoadFormat::kDummy ? make_dummy(config, layout, progress)
+                                              : load_safetensors(config, directory, layout, progress);
   if (weights && config.tie_embeddings) weights->lm_head = weights->embedding;
   return weights;
 }

@@ -6,9 +6,15 @@
 //
 // Types: matrices keep the type of the checkpoint (BF16, F16 or F32, all matrices the same one), bit for bit; executors
 // widen while they multiply. Vectors (norms, biases) become F32, which is exact for all three; where a model multiplies
-// with 1 + weight the 1 is added. Matrices are row-major
-// [out, in] as stored, rows start at multiples of 64 bytes when a row's size is one. Ownership: Weights owns all memory
-// and keeps no file open. Thread rules: immutable after loading; any thread may read.
+// with 1 + weight the 1 is added.
+//
+// Layout: row-major [out, in] as stored, or packed (matrix.h), straight from the mapped file into the memory of the
+// weights: nothing is held twice. A packed layout is given to BF16 checkpoints; of other types it becomes row-major.
+// With INT8 an expert router stays BF16. An embedding is packed where it is the LM head too, else row-major: rows are
+// all that is read of it. Every matrix starts at a multiple of 64 bytes.
+//
+// Ownership: Weights owns all memory and keeps no file open. Thread rules: immutable after loading; any thread may
+// read.
 #pragma once
 
 #include <cstdint>
@@ -18,20 +24,11 @@
 #include <vector>
 
 #include "base/result.h"
+#include "native/model/matrix.h"
 #include "native/model/model_config.h"
 #include "native/model/safetensors.h"
 
 namespace dyn::native {
-
-struct Matrix {
-  const std::byte* data = nullptr;
-  DataType type = DataType::kBf16;
-  uint32_t rows = 0;
-  uint32_t cols = 0;
-
-  [[nodiscard]] uint64_t row_bytes() const { return cols * size_of(type); }
-  [[nodiscard]] uint64_t bytes() const { return rows * row_bytes(); }
-};
 
 // F32; null where the model has none.
 using Vector = const float*;
@@ -86,6 +83,8 @@ struct Weights {
 
   HostArena memory;  // what everything above points into
 
+  MatrixLayout layout = MatrixLayout::kRowMajor;  // of the matrices that are multiplied with
+
   [[nodiscard]] uint64_t bytes() const { return memory.size(); }
 };
 
@@ -99,6 +98,6 @@ using LoadProgress = std::function<void(uint64_t bytes_done, uint64_t bytes_tota
 
 // `directory` is not read with kDummy. Missing, superfluous and mis-shaped tensors are errors that name the tensor.
 Result<Weights> load_weights(const ModelConfig& config, const std::string& directory, LoadFormat format,
-                             const LoadProgress& progress = {});
+                             const LoadProgress& progress = {}, MatrixLayout layout = MatrixLayout::kRowMajor);
 
 }  // namespace dyn::native

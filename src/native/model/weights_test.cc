@@ -243,6 +243,81 @@ TEST(LoadWeights, PutsExpertsInThePlaceOfTheFeedForwardNetwork) {
   EXPECT_EQ(layer.experts[1].down.cols, 5U);
 }
 
+// Every matrix of both, read row by row; a mismatch names the matrix.
+void expect_same_values(const Weights& a, const Weights& b, float tolerance) {
+  const auto compare = [&](const Matrix& x, const Matrix& y, const char* name) {
+    ASSERT_EQ(x.rows, y.rows) << name;
+    ASSERT_EQ(x.cols, y.cols) << name;
+    std::vector<float> left(x.cols);
+    std::vector<float> right(x.cols);
+    for (uint32_t row = 0; row < x.rows; ++row) {
+      unpack_row(x, row, left.data());
+      unpack_row(y, row, right.data());
+      for (uint32_t i = 0; i < x.cols; ++i) ASSERT_NEAR(left[i], right[i], tolerance) << name << " row " << row;
+    }
+  };
+  compare(a.embedding, b.embedding, "embedding");
+  compare(a.lm_head, b.lm_head, "lm_head");
+  for (size_t i = 0; i < a.layers.size(); ++i) {
+    compare(a.layers[i].qkv, b.layers[i].qkv, "qkv");
+    compare(a.layers[i].o, b.layers[i].o, "o");
+    compare(a.layers[i].gate_up, b.layers[i].gate_up, "gate_up");
+    compare(a.layers[i].down, b.layers[i].down, "down");
+  }
+}
+
+TEST(LoadWeights, PacksWhatIsMultipliedWith) {
+  ModelConfig config = small();
+  config.intermediate_size = 6;
+  Files files = complete(config);
+  char next = 0;
+  for (auto& [name, stored] : files) {
+    for (size_t i = 0; i + 1 < stored.bytes.size(); i += 2) {  // finite numbers around 1
+      stored.bytes[i] = ++next;
+      stored.bytes[i + 1] = 0x3F;
+    }
+  }
+  const TempDir dir;
+  write_checkpoint(dir, files);
+  for (const LoadFormat format : {LoadFormat::kSafetensors, LoadFormat::kDummy}) {
+    auto plain = load_weights(config, dir.path(), format);
+    auto packed = load_weights(config, dir.path(), format, {}, MatrixLayout::kPackedBf16);
+    auto int8 = load_weights(config, dir.path(), format, {}, MatrixLayout::kPackedInt8);
+    ASSERT_TRUE(plain.ok() && packed.ok() && int8.ok());
+    EXPECT_EQ(packed->layout, MatrixLayout::kPackedBf16);
+    EXPECT_EQ(packed->layers[0].qkv.layout, MatrixLayout::kPackedBf16);
+    EXPECT_EQ(packed->lm_head.layout, MatrixLayout::kPackedBf16);
+    EXPECT_EQ(packed->embedding.layout, MatrixLayout::kRowMajor) << "only its rows are read";
+    EXPECT_EQ(int8->layers[0].down.layout, MatrixLayout::kPackedInt8);
+    expect_same_values(*plain, *packed, 0.0F);
+    expect_same_values(*plain, *int8, 0.02F);
+  }
+}
+
+TEST(LoadWeights, PacksATiedEmbeddingOnce) {
+  ModelConfig config = small();
+  config.intermediate_size = 6;
+  config.tie_embeddings = true;
+  auto weights = load_weights(config, "", LoadFormat::kDummy, {}, MatrixLayout::kPackedInt8);
+  ASSERT_TRUE(weights.ok()) << weights.error().message;
+  EXPECT_EQ(weights->embedding.layout, MatrixLayout::kPackedInt8);
+  EXPECT_EQ(weights->embedding.data, weights->lm_head.data);
+}
+
+TEST(LoadWeights, OtherTypesAndOddWidthsStayRowMajor) {
+  ModelConfig config = small();  // intermediate_size 3
+  auto odd = load_weights(config, "", LoadFormat::kDummy, {}, MatrixLayout::kPackedBf16);
+  ASSERT_TRUE(odd.ok());
+  EXPECT_EQ(odd->layout, MatrixLayout::kRowMajor);
+  config.intermediate_size = 6;
+  const TempDir dir;
+  write_checkpoint(dir, complete(config, "F16"));
+  auto half = load_weights(config, dir.path(), LoadFormat::kSafetensors, {}, MatrixLayout::kPackedInt8);
+  ASSERT_TRUE(half.ok());
+  EXPECT_EQ(half->layout, MatrixLayout::kRowMajor);
+  EXPECT_EQ(half->layers[0].qkv.layout, MatrixLayout::kRowMajor);
+}
+
 TEST(LoadWeights, MakesRepeatableDummies) {
   ModelConfig config = small();
   config.vocab_size = 1000;

@@ -70,6 +70,11 @@ void SamplerSlot::start(const engine::SamplingParams& params, std::span<const To
   params_ = params;
   counts_.clear();
   seen_.clear();
+  tail_limit_ = 0;
+  for (const auto& word : params.bad_words) tail_limit_ = std::max(tail_limit_, word.size() - 1);
+  const auto tail = generated.last(std::min(generated.size(), tail_limit_));
+  tail_.reserve(tail_limit_);
+  tail_.assign(tail.begin(), tail.end());
   if (!params.has_penalties()) return;
   counts_.resize(vocab_size);
   for (TokenId token : prompt) see(token, 0);
@@ -78,6 +83,9 @@ void SamplerSlot::start(const engine::SamplingParams& params, std::span<const To
 
 void SamplerSlot::add(TokenId generated) {
   if (!counts_.empty()) see(generated, 1);
+  if (tail_limit_ == 0) return;
+  if (tail_.size() == tail_limit_) tail_.erase(tail_.begin());
+  tail_.push_back(generated);
 }
 
 void SamplerSlot::see(TokenId token, uint32_t generated) {
@@ -104,6 +112,37 @@ void Sampler::penalise(const SamplerSlot& slot) {
       score -= params.frequency_penalty * static_cast<float>(generated) + params.presence_penalty;
     }
   }
+}
+
+void Sampler::forbid_bad_words(const SamplerSlot& slot) {
+  for (const std::vector<TokenId>& word : slot.params_.bad_words) {
+    const auto head = std::span(word).first(word.size() - 1);
+    if (head.size() > slot.tail_.size() || word.back() >= scores_.size()) continue;
+    if (std::ranges::equal(head, std::span(slot.tail_).last(head.size()))) scores_[word.back()] = kNothing;
+  }
+}
+
+void Sampler::fill_top(std::span<const float> logits, double norm, std::span<engine::TopLogprob> top) {
+  if (top.empty()) return;
+  gather(logits);
+  sort_best(top.size());
+  for (size_t i = 0; i < top.size(); ++i) {
+    top[i] = {.id = candidates_[i].id,
+              .logprob = static_cast<float>(static_cast<double>(candidates_[i].value) - norm),
+              .rank = static_cast<uint32_t>(i + 1)};
+  }
+}
+
+float Sampler::score(std::span<const float> logits, TokenId token, std::span<engine::TopLogprob> top) {
+  assert(logits.size() == scores_.size() && top.size() <= logits.size() && token < logits.size());
+  const Peak peak = peak_of(logits);
+  if (!peak.finite) {
+    std::ranges::fill(top, engine::TopLogprob{.id = 0, .logprob = kNothing, .rank = 0});
+    return kNothing;
+  }
+  const double norm = log_sum_exp(logits, peak.value);
+  fill_top(logits, norm, top);
+  return static_cast<float>(static_cast<double>(logits[token]) - norm);
 }
 
 void Sampler::gather(std::span<const float> values) {
@@ -178,15 +217,19 @@ Sample Sampler::sample(std::span<const float> logits, const SamplerSlot& slot, c
   const bool greedy = params.greedy() || !(params.temperature > 0.0F);  // NaN included
   const bool masked = row.mask_stop_tokens && !row.stop_tokens.empty();
   Peak peak = raw;
-  const bool changed = masked || !slot.seen_.empty();
+  const bool changed = masked || !slot.seen_.empty() || !params.logit_bias.empty() || !params.bad_words.empty();
   if (changed || !greedy) std::ranges::copy(logits, scores_.begin());
   if (changed) {
+    for (const auto& [token, bias] : params.logit_bias) {
+      if (token < scores_.size()) scores_[token] += bias;
+    }
     penalise(slot);
     if (masked) {
       for (TokenId token : row.stop_tokens) {
         if (token < scores_.size()) scores_[token] = kNothing;
       }
     }
+    forbid_bad_words(slot);
     peak = peak_of(scores_);
   }
 
@@ -200,15 +243,7 @@ Sample Sampler::sample(std::span<const float> logits, const SamplerSlot& slot, c
   if (row.logprobs >= 0) {
     const double norm = log_sum_exp(logits, raw.value);
     sample.logprob = static_cast<float>(static_cast<double>(logits[sample.token]) - norm);
-    if (!top.empty()) {
-      gather(logits);
-      sort_best(top.size());
-      for (size_t i = 0; i < top.size(); ++i) {
-        top[i] = {.id = candidates_[i].id,
-                  .logprob = static_cast<float>(static_cast<double>(candidates_[i].value) - norm),
-                  .rank = static_cast<uint32_t>(i + 1)};
-      }
-    }
+    fill_top(logits, norm, top);
   }
   return sample;
 }

@@ -250,5 +250,57 @@ TEST(Sampler, ReportsLogitsThatAreNotFinite) {
   expect_distribution(Fixture({-kInfinity, 1, -kInfinity}, {.top_p = 0.99F}).histogram(100), {0, 1, 0});
 }
 
+TEST(Sampler, LogitBiasComesBeforeEverythingElse) {
+  // Token 2 is the best with its bias, until the penalty halves what the bias made of it.
+  SamplingParams params{.temperature = 0, .logit_bias = {{2, 5.0F}, {0, -kInfinity}, {99, 1.0F}}};
+  Fixture biased({3.0F, 2.0F, 1.0F}, params);
+  std::vector<engine::TopLogprob> top(3);
+  const Sample sample = biased.at(0, top);
+  EXPECT_EQ(sample.token, 2U);
+  EXPECT_EQ(top[0].id, 0U) << "log-probabilities are the model's";
+  EXPECT_NEAR(sample.logprob, 1.0 - std::log(std::exp(3.0) + std::exp(2.0) + std::exp(1.0)), 1e-6);
+  params.repetition_penalty = 4.0F;
+  EXPECT_EQ(Fixture({3.0F, 2.0F, 1.0F}, params, {2}).at(0).token, 1U);
+  // What is forbidden is never drawn.
+  EXPECT_EQ(Fixture({3.0F, 2.0F, 1.0F}, {.logit_bias = {{0, -kInfinity}}}).histogram(500)[0], 0U);
+  // All of them: the row is in error, and no token is made up.
+  const SamplingParams none{.logit_bias = {{0, -kInfinity}, {1, -kInfinity}}};
+  EXPECT_TRUE(Fixture({1.0F, 2.0F}, none).at(0).not_finite);
+}
+
+TEST(Sampler, BadWords) {
+  const SamplingParams params{.temperature = 0, .bad_words = {{0}, {5, 4, 3}, {4, 2}, {99}, {3, 99}}};
+  const std::vector<float> logits = {9, 1, 7, 8, 5, 6};
+  // The single token never, the end of a sequence only after its beginning.
+  EXPECT_EQ(Fixture(logits, params).at(0).token, 3U);
+  EXPECT_EQ(Fixture(logits, params, {5, 4}).at(0).token, 3U) << "the prompt is no part of the answer";
+  EXPECT_EQ(Fixture(logits, params, {}, {5, 4}).at(0).token, 5U);
+  EXPECT_EQ(Fixture(logits, params, {}, {1, 4}).at(0).token, 3U);
+  EXPECT_EQ(Fixture(logits, params, {}, {4, 5}).at(0).token, 3U);
+  // Token by token, as after a start with the same answer.
+  Fixture step(logits, params);
+  for (const TokenId token : {1U, 5U}) step.slot.add(token);
+  EXPECT_EQ(step.at(2).token, 3U);
+  step.slot.add(4);
+  EXPECT_EQ(step.at(3).token, 5U);
+  step.slot.add(1);
+  EXPECT_EQ(step.at(4).token, 3U);
+}
+
+TEST(Sampler, Scores) {
+  Sampler sampler(4);
+  const std::vector<float> logits = {0.5F, 2.0F, -1.0F, 1.0F};
+  double sum = 0;
+  for (const float logit : logits) sum += std::exp(logit);
+  std::vector<engine::TopLogprob> top(2);
+  EXPECT_NEAR(sampler.score(logits, 2, top), -1.0 - std::log(sum), 1e-6);
+  EXPECT_EQ(top[0].id, 1U);
+  EXPECT_EQ(top[1].id, 3U);
+  EXPECT_EQ(top[1].rank, 2U);
+  EXPECT_NEAR(top[0].logprob, 2.0 - std::log(sum), 1e-6);
+  EXPECT_EQ(sampler.score(std::vector<float>(4, std::nanf("")), 2, top), -kInfinity);
+  EXPECT_EQ(top[0].rank, 0U);
+}
+
 }  // namespace
 }  // namespace dyn::native

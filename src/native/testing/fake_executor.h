@@ -2,13 +2,15 @@
 //
 //   auto executor = std::make_unique<FakeExecutor>(FakeExecutorOptions{.limits = {...}, .pipeline_depth = 2});
 //   fake_answer(prompt, 10, sampling, vocab_size);   // what a request must get, whatever runs beside it
+//   fake_prompt_logprobs(prompt, vocab_size);        // likewise
 //
 // Its "KV" of a position is a name of the whole text up to there, computed from the name that it finds in the page of
 // the position before. It checks all of a row's context before it uses it: a wrong block table, a page that was given
 // away, a skipped or repeated position, a token that is not the one sampled, or a write to a page that another row
 // reads breaks the chain, and the step fails with a message (so the engine reports it as fatal). Slots and sampling
-// positions are checked likewise. A plan is run when it is collected, and must not have changed since it was enqueued.
-// Thread rules: those of Executor.
+// positions are checked likewise. With a window it looks at those pages only that a row sees; with long_rope_from the
+// KV of a text that is longer is another one than that of the same text as part of a shorter. A plan is run when it is
+// collected, and must not have changed since it was enqueued. Thread rules: those of Executor.
 #pragma once
 
 #include <cstdint>
@@ -28,11 +30,16 @@ struct FakeExecutorOptions {
   uint32_t vocab_size = 1000;
   std::optional<uint64_t> fail_after_steps;    // collect() of a later one is an error
   std::optional<TokenId> not_finite_on_token;  // a row that samples after this token has NaN in its logits
+  uint32_t window = 0;                         // of the model; 0: none
+  uint32_t long_rope_from = 0;                 // a longer text has other KV; 0: never
 };
 
 // The answer of a request that nothing stops, token by token.
 std::vector<TokenId> fake_answer(std::span<const TokenId> prompt, size_t count, const engine::SamplingParams& sampling,
-                                 uint32_t vocab_size);
+                                 uint32_t vocab_size, uint32_t long_rope_from = 0);
+
+// Of each prompt token but the first.
+std::vector<float> fake_prompt_logprobs(std::span<const TokenId> prompt);
 
 class FakeExecutor final : public Executor {
  public:
@@ -69,15 +76,18 @@ class FakeExecutor final : public Executor {
 
   static Result<void> check_positions(const StepPlan& plan);
   Result<void> check_writes(const StepPlan& plan) const;
+  static Result<void> check_copies(const StepPlan& plan);
+  void copy_pages(const StepPlan& plan);
   Result<void> run_row(const StepPlan& plan, size_t row);
-  Result<void> sample(const SampleRow& row, StepResult& result);
+  void score(const StepPlan& plan, StepResult& result) const;
+  Result<void> sample(const StepPlan& plan, const SampleRow& row, StepResult& result);
   Entry& entry(const StepPlan& plan, size_t row, size_t position);
 
   const FakeExecutorOptions options_;
   std::vector<Entry> pool_;
   std::vector<Slot> slots_;
   std::deque<Pending> queue_;
-  std::vector<uint64_t> row_names_;        // of the last token of each row, 0: none
+  std::vector<uint64_t> names_;            // of the text up to each token of the plan
   std::vector<TokenId> row_last_;          // that token
   std::vector<TokenId> previous_samples_;  // of the step before
   size_t samples_enqueued_last_ = 0;

@@ -111,11 +111,15 @@ class CpuExecutor final : public Executor {
 
   Result<void> enqueue(const StepPlan& plan) override {
     if (pending_) return internal_error("the step before is not collected");
-    if (auto checked = check_plan(plan, limits_, config_.vocab_size, last_tokens_.size()); !checked) return checked;
+    if (auto checked = check_plan(plan, limits_, config_.vocab_size, last_tokens_.size(), config_.window()); !checked) {
+      return checked;
+    }
     for (const SlotStart& start : plan.slot_starts) {
       slots_[start.slot].start(start.sampling, start.prompt, start.generated, config_.vocab_size);
     }
+    copy_pages(plan);
     forward(plan);
+    score_prompts(plan);
     sample(plan);
     pending_ = true;
     return {};
@@ -138,7 +142,7 @@ class CpuExecutor final : public Executor {
       const ExpertWeights& expert = layer.experts.front();
       bytes += layer.router.bytes() + config_.experts.chosen * (expert.gate_up.bytes() + expert.down.bytes());
     }
-    if (!plan.samples.empty()) bytes += weights_.lm_head.bytes();
+    if (!plan.samples.empty() || !plan.prompt_logprobs.empty()) bytes += weights_.lm_head.bytes();
     uint64_t kv_tokens = 0;  // of all layers
     for (uint32_t i = 0; i < config_.num_layers; ++i) {
       kv_tokens += plan.num_tokens();  // written
@@ -208,7 +212,14 @@ class CpuExecutor final : public Executor {
       attend(plan, i, weights_.layers[i]);
       feed_forward(plan, weights_.layers[i]);
     }
-    project_samples(plan);
+  }
+
+  void copy_pages(const StepPlan& plan) {
+    pool_.run(static_cast<uint32_t>(plan.page_copies.size()), [&](uint32_t i, unsigned) {
+      const PageCopy& copy = plan.page_copies[i];
+      std::memcpy(kv_ + static_cast<size_t>(copy.to) * layout_.page,
+                  kv_ + static_cast<size_t>(copy.from) * layout_.page, layout_.page * sizeof(float));
+    });
   }
 
   // Input rows, and the rotary angles of their positions.
@@ -314,25 +325,49 @@ class CpuExecutor final : public Executor {
     project(layer.down, layer.down_bias, buffers_.gate_up, size_t{2} * inner, tokens, layer.post_mlp_norm);
   }
 
-  // Final norm and LM head, for the last tokens of sampled rows only.
-  void project_samples(const StepPlan& plan) {
-    const auto samples = static_cast<uint32_t>(plan.samples.size());
-    if (samples == 0) return;
-    for (size_t s = 0; s < samples; ++s) {
-      const size_t token = plan.row_offsets[plan.samples[s].row + 1] - 1;
-      kernels_.rms_norm(buffers_.x + token * config_.hidden_size, weights_.final_norm, config_.norm_eps,
-                        config_.hidden_size, buffers_.last + s * config_.hidden_size);
+  // Final norm and LM head for `count` tokens, the i-th of them token(i): their logits are in buffers_.logits then.
+  template <class Token>
+  void project(uint32_t count, const Token& token) {
+    if (count == 0) return;
+    for (uint32_t i = 0; i < count; ++i) {
+      kernels_.rms_norm(buffers_.x + size_t{token(i)} * config_.hidden_size, weights_.final_norm, config_.norm_eps,
+                        config_.hidden_size, buffers_.last + size_t{i} * config_.hidden_size);
     }
     multiply({.weights = &weights_.lm_head,
               .x = buffers_.last,
               .x_stride = config_.hidden_size,
-              .m = samples,
+              .m = count,
               .y = buffers_.logits,
               .y_stride = config_.vocab_size});
   }
 
+  [[nodiscard]] std::span<const float> logits(uint32_t i) const {
+    return {buffers_.logits + size_t{i} * config_.vocab_size, config_.vocab_size};
+  }
+
+  // As many prompt tokens at once as there is room for logits.
+  void score_prompts(const StepPlan& plan) {
+    result_.prompt_logprobs.clear();
+    result_.prompt_top.clear();
+    for (const PromptLogprobs& wanted : plan.prompt_logprobs) {
+      const size_t first = result_.prompt_logprobs.size();
+      const size_t first_top = result_.prompt_top.size();
+      result_.prompt_logprobs.resize(first + wanted.next.size());
+      result_.prompt_top.resize(first_top + wanted.next.size() * wanted.top);
+      for (size_t begin = 0; begin < wanted.next.size(); begin += limits_.max_batch_size) {
+        const auto count = static_cast<uint32_t>(std::min<size_t>(limits_.max_batch_size, wanted.next.size() - begin));
+        project(count, [&](uint32_t i) { return plan.row_offsets[wanted.row] + begin + i; });
+        pool_.run(count, [&](uint32_t i, unsigned worker) {
+          const std::span top = std::span(result_.prompt_top).subspan(first_top + (begin + i) * wanted.top, wanted.top);
+          result_.prompt_logprobs[first + begin + i] = samplers_[worker].score(logits(i), wanted.next[begin + i], top);
+        });
+      }
+    }
+  }
+
   void sample(const StepPlan& plan) {
     const size_t samples = plan.samples.size();
+    project(static_cast<uint32_t>(samples), [&](uint32_t s) { return plan.row_offsets[plan.samples[s].row + 1] - 1; });
     result_.tokens.assign(samples, 0);
     result_.logprobs.assign(samples, 0.0F);
     result_.not_finite.assign(samples, 0);
@@ -345,10 +380,9 @@ class CpuExecutor final : public Executor {
     pool_.run(static_cast<uint32_t>(samples), [&](uint32_t s, unsigned worker) {
       const SampleRow& row = plan.samples[s];
       SamplerSlot& slot = slots_[row.slot];
-      const std::span<const float> logits(buffers_.logits + size_t{s} * config_.vocab_size, config_.vocab_size);
       const std::span top(result_.top.begin() + result_.top_offsets[s],
                           result_.top.begin() + result_.top_offsets[s + 1]);
-      const Sample chosen = samplers_[worker].sample(logits, slot, row, top);
+      const Sample chosen = samplers_[worker].sample(logits(s), slot, row, top);
       result_.tokens[s] = chosen.token;
       result_.logprobs[s] = chosen.logprob;
       result_.not_finite[s] = chosen.not_finite ? 1 : 0;

@@ -237,6 +237,10 @@ TEST_P(CpuExecutorNotFinite, IsReportedForItsRowAlone) {
 
 INSTANTIATE_TEST_SUITE_P(Mixture, CpuExecutorNotFinite, testing::Bool());
 
+constexpr TokenId kNext[] = {1};
+constexpr TokenId kTooMany[] = {1, 2, 3};
+constexpr TokenId kOutside[] = {96};
+
 TEST(CpuExecutor, RefusesPlansThatAreWrong) {
   auto executor = make(limits_of(32, 320), 1);  // 10 pages
   StepPlan good;
@@ -258,11 +262,23 @@ TEST(CpuExecutor, RefusesPlansThatAreWrong) {
       {"page_offsets", [](StepPlan& p) { p.page_offsets.pop_back(); }},
       {"context of 1 for 2 tokens", [](StepPlan& p) { p.context_lens[0] = 1; }},
       {"1 pages for a context of 33", [](StepPlan& p) { p.context_lens[0] = 33; }},
-      {"page 10", [](StepPlan& p) { p.pages[1] = 10; }},
-      {"page -1", [](StepPlan& p) { p.pages[1] = -1; }},
+      {"page 0 is 10", [](StepPlan& p) { p.pages[1] = 10; }},
+      {"page 0 is -1", [](StepPlan& p) { p.pages[1] = -1; }},
       {"slot 8", [](StepPlan& p) { p.samples[1].slot = 8; }},
       {"slot 9", [](StepPlan& p) { p.slot_starts.push_back({.slot = 9}); }},
-      {"do not ascend", [](StepPlan& p) { p.samples[1].row = 0; }},
+      {"rows descend", [](StepPlan& p) { p.samples[0].row = 1, p.samples[1].row = 0; }},
+      {"9 samples of 8 slots", [](StepPlan& p) { p.samples.resize(9, p.samples.back()); }},
+      {"a copy of page 1 to 1", [](StepPlan& p) { p.page_copies = {{.from = 1, .to = 1}}; }},
+      {"a copy of page -1 to 2", [](StepPlan& p) { p.page_copies = {{.from = kNoPage, .to = 2}}; }},
+      {"a copy of page 2 to 10", [](StepPlan& p) { p.page_copies = {{.from = 2, .to = 10}}; }},
+      {"long_rope", [](StepPlan& p) { p.long_rope = {1}; }},
+      {"log-probabilities 0 of row 2", [](StepPlan& p) { p.prompt_logprobs = {{.row = 2, .next = kNext}}; }},
+      {"log-probabilities 1 of row 0",
+       [](StepPlan& p) { p.prompt_logprobs = {{.row = 0, .next = kNext}, {.row = 0, .next = kNext}}; }},
+      {"log-probabilities of 0 tokens", [](StepPlan& p) { p.prompt_logprobs = {{.row = 0}}; }},
+      {"log-probabilities of 3 tokens", [](StepPlan& p) { p.prompt_logprobs = {{.row = 0, .next = kTooMany}}; }},
+      {"97 alternatives", [](StepPlan& p) { p.prompt_logprobs = {{.row = 0, .top = 97, .next = kNext}}; }},
+      {"log-probability of token 96", [](StepPlan& p) { p.prompt_logprobs = {{.row = 0, .next = kOutside}}; }},
       {"of row 2", [](StepPlan& p) { p.samples[1].row = 2; }},
   };
   for (const auto& [message, spoil] : cases) {
@@ -276,6 +292,115 @@ TEST(CpuExecutor, RefusesPlansThatAreWrong) {
   ASSERT_TRUE(executor->enqueue(good).ok());
   ASSERT_TRUE(executor->collect(result).ok());
   EXPECT_EQ(result.tokens.size(), 2U);
+}
+
+// The log-probability of a token is the same, bit for bit, as part of an answer and as part of a prompt, in chunks of
+// any size and more of them than there is room for at once.
+TEST(CpuExecutor, PromptLogprobsAreThoseOfAnAnswer) {
+  const std::vector<TokenId> prompt = prompt_of(30, 3);
+  auto executor = make(limits_of(32), 2);
+  StepDriver driver(*executor);
+  auto& answer = driver.add({.prompt = prompt, .logprobs = 3});
+  driver.generate(answer, 20);
+  std::vector<TokenId> text = prompt;
+  text.insert(text.end(), answer.generated.begin(), answer.generated.end());
+  for (const size_t chunk : {size_t{100}, size_t{9}, size_t{1}}) {
+    auto& scored = driver.add({.prompt = text, .prompt_logprobs = 3});
+    auto& other = driver.add({.prompt = prompt_of(7, 40), .prompt_logprobs = 0});
+    driver.step({{&other, 4}, {&scored, std::min(chunk, text.size())}});
+    driver.generate(scored, 1, chunk);
+    driver.generate(other, 1);
+    ASSERT_EQ(scored.prompt_logprobs.size(), text.size() - 1);
+    EXPECT_EQ(other.prompt_logprobs.size(), 6U);
+    EXPECT_TRUE(other.prompt_top.empty());
+    for (size_t i = 0; i < 20; ++i) {
+      EXPECT_EQ(scored.prompt_logprobs[prompt.size() - 1 + i], answer.logprobs[i]);
+      for (size_t k = 0; k < 3; ++k) {
+        EXPECT_EQ(scored.prompt_top[(prompt.size() - 1 + i) * 3 + k].id, answer.top[i][k].id);
+        EXPECT_EQ(scored.prompt_top[(prompt.size() - 1 + i) * 3 + k].logprob, answer.top[i][k].logprob);
+      }
+    }
+    driver.release(scored);
+    driver.release(other);
+  }
+}
+
+// A sequence goes on in two: both samples of one row, the second one's last page copied before the first writes to it.
+TEST(CpuExecutor, TwoSamplesOfARowAndACopiedPage) {
+  const std::vector<TokenId> prompt = prompt_of(11, 3);  // a page and three tokens of the next
+  const auto answer = [&](uint64_t seed) {
+    auto executor = make(limits_of(8), 1);
+    StepDriver driver(*executor);
+    auto& s = driver.add({.prompt = prompt, .sampling = {.temperature = 2.0F, .seed = seed}, .logprobs = 0});
+    driver.generate(s, 2);
+    return std::pair(s.generated, s.logprobs);
+  };
+  auto executor = make(limits_of(8), 2);
+  StepPlan plan;
+  plan.tokens = prompt;
+  for (int32_t i = 0; i < 11; ++i) plan.positions.push_back(i);
+  plan.row_offsets = {0, 11};
+  plan.context_lens = {11};
+  plan.pages = {4, 2};
+  plan.page_offsets = {0, 2};
+  for (const SlotId slot : {0U, 1U}) {
+    plan.slot_starts.push_back(
+        {.slot = slot, .sampling = {.temperature = 2.0F, .seed = 7 + slot}, .prompt = prompt, .generated = {}});
+    plan.samples.push_back({.row = 0, .slot = slot, .logprobs = 0});
+  }
+  StepResult first;
+  ASSERT_TRUE(executor->enqueue(plan).ok());
+  ASSERT_TRUE(executor->collect(first).ok());
+  plan.clear();
+  plan.tokens = {kTokenOfPreviousStep, kTokenOfPreviousStep};
+  plan.from_sample = {0, 1};
+  plan.positions = {11, 11};
+  plan.row_offsets = {0, 1, 2};
+  plan.context_lens = {12, 12};
+  plan.pages = {4, 2, 4, 5};
+  plan.page_offsets = {0, 2, 4};
+  plan.page_copies = {{.from = 2, .to = 5}};
+  for (const SlotId slot : {0U, 1U}) plan.samples.push_back({.row = slot, .slot = slot, .position = 1, .logprobs = 0});
+  StepResult second;
+  ASSERT_TRUE(executor->enqueue(plan).ok());
+  ASSERT_TRUE(executor->collect(second).ok());
+  for (const SlotId slot : {0U, 1U}) {
+    const auto [tokens, logprobs] = answer(7 + slot);
+    EXPECT_EQ(tokens, (std::vector<TokenId>{first.tokens[slot], second.tokens[slot]}));
+    EXPECT_EQ(logprobs, (std::vector<float>{first.logprobs[slot], second.logprobs[slot]}));
+  }
+}
+
+// Pages before the window are given away and written by others: nobody looks at them.
+TEST(CpuExecutor, PagesBeforeTheWindowAreNotNeeded) {
+  ModelConfig config = small();
+  config.layers.assign(config.num_layers, {.window = 20});
+  for (const uint32_t per_block : {4U, 32U}) {
+    auto executor = make(limits_of(per_block, 256), 2, config);
+    StepDriver driver(*executor);
+    auto& whole = driver.add({.prompt = prompt_of(50, 1), .logprobs = 96});
+    driver.generate(whole, 30, 7);
+    auto& holes = driver.add({.prompt = prompt_of(50, 1), .logprobs = 96});
+    while (holes.generated.size() < 30) {
+      driver.drop_before_window(holes, 20);
+      driver.step({{&holes, std::min<size_t>(holes.left(), 7)}});
+    }
+    EXPECT_EQ(holes.pages[0] == kNoPage, true);
+    expect_same(holes.top, whole.top);
+  }
+  // A page that is still looked at may not be missing, nor one in a model without a window.
+  auto executor = make(limits_of(4), 1, config);
+  StepDriver driver(*executor);
+  auto& early = driver.add({.prompt = prompt_of(50, 1)});
+  driver.generate(early, 1);
+  driver.drop_before_window(early, 16);
+  EXPECT_THROW(driver.step({{&early, 1}}), std::runtime_error);
+  auto full = make(limits_of(4), 1);
+  StepDriver other(*full);
+  auto& s = other.add({.prompt = prompt_of(50, 1)});
+  other.generate(s, 1);
+  other.drop_before_window(s, 20);
+  EXPECT_THROW(other.step({{&s, 1}}), std::runtime_error);
 }
 
 TEST(CpuExecutor, RefusesWhatItCannotRun) {
