@@ -16,6 +16,7 @@
 
 namespace dyn::native::cuda {
 
+inline constexpr uint32_t kMaxSampleVocab = 1U << 20;
 inline constexpr uint32_t kSampleChunk = 4096;  // vocabulary entries of a block of the prepare kernel
 
 struct SampleParams {
@@ -45,6 +46,7 @@ struct PromptLogprobParams {
   const uint32_t* top_k = nullptr;  // [rows] alternatives wanted, <= kMaxTopLogprobs
   float* logprobs = nullptr;        // [rows]
   TopLogprobOut* top = nullptr;     // [rows][kMaxTopLogprobs] or null
+  uint32_t* list = nullptr;         // [rows][vocab] scratch, with top
   uint32_t rows = 0;
   uint32_t vocab = 0;
 };
