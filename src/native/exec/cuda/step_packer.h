@@ -48,6 +48,8 @@ class StepPacker {
   // A step of padding rows: what a graph of the bucket is captured from.
   Result<cuda::StagedStep> pack_padding(uint32_t bucket, uint32_t flight, std::span<std::byte> staging);
 
+  // Where a row of the plan packed last begins.
+  [[nodiscard]] uint32_t first_token(uint32_t row) const { return first_token_[row]; }
   [[nodiscard]] const std::vector<uint32_t>& buckets() const { return buckets_; }
 
   // Alternatives that the device's sampler can give.
