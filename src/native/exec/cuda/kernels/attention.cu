@@ -59,11 +59,13 @@ cudaError_t launch_prefill_attention(const PrefillAttentionParams& params, const
 }
 
 uint32_t decode_splits(uint32_t rows, uint32_t heads, uint32_t kv_heads, uint32_t sms, uint32_t max_context) {
-  constexpr uint32_t kBlocksPerSm = 2;
-  constexpr uint32_t kMinTokens = 128;
+  // Three blocks fit on a multiprocessor; twice as many even out what is left over.
+  constexpr uint32_t kResident = 3;
+  constexpr uint32_t kMinTokens = 64;
   const uint32_t group_blocks = (heads / kv_heads + kDecodeGroup - 1) / kDecodeGroup;
   const uint32_t blocks = std::max(1U, rows * kv_heads * group_blocks);
-  const uint32_t wanted = std::max(1U, sms * kBlocksPerSm / blocks);
+  const uint32_t wanted =
+      std::max(1U, blocks < sms ? sms * kResident / blocks : (sms * kResident * 2 + blocks / 2) / blocks);
   const uint32_t most = std::max(1U, (max_context + kMinTokens - 1) / kMinTokens);
   return std::min({wanted, most, kMaxDecodeSplits});
 }

@@ -106,7 +106,12 @@ void check_case(Linear& linear, const Case& c, Linear::Path path, bool overlap) 
   } else {
     p.x = dx.get();
   }
-  require(linear.run(p, {.stream = nullptr, .overlap = overlap}, path), "linear");
+  const cudaError_t error = linear.run(p, {.stream = nullptr, .overlap = overlap}, path);
+  if (error == cudaErrorNotSupported && path == Linear::Path::kSmall) {
+    std::printf("skip linear m=%u n=%u k=%u small: the input does not fit\n", c.m, c.n, c.k);
+    return;
+  }
+  require(error, "linear");
   const std::vector<float> out = is_float ? y32.host() : widen(y16.host());
   char name[128];
   std::snprintf(name, sizeof(name), "linear m=%u n=%u k=%u out=%d%s%s %s%s", c.m, c.n, c.k, int(c.output),

@@ -148,9 +148,10 @@ void check_sample() {
         row.masked = {0, 5, 96};
       }
       std::vector<float> logits = random_floats(rng, rows.size() * vocab, spread);
+      // Nearly flat rows are the hard case: rounding of exponentials may move a draw to a neighbour.
       // Many equals, so that ties at the edge of top-k are common.
       for (size_t i = 0; i < size_t{6} * vocab; ++i) logits[i] = std::round(logits[i] * 4) / 4;
-      compare("sample vocab=" + std::to_string(vocab) + " spread=" + std::to_string(spread), vocab, logits, rows, 0);
+      compare("sample vocab=" + std::to_string(vocab) + " spread=" + std::to_string(spread), vocab, logits, rows, spread < 0.1F ? 2 : 0);
     }
   }
   // NaN, +inf, nothing but -inf; the rows beside them are unharmed.

@@ -259,7 +259,8 @@ void bench_linear(Linear& linear, cudaStream_t stream) {
             }
             return p;
           };
-          require(linear.tune(params(0), {.stream = stream}), "tune");
+          if (linear.run(params(0), {.stream = stream}, path) == cudaErrorNotSupported) continue;
+          if (!small) require(linear.tune(params(0), {.stream = stream}), "tune");
           const double us = graph_us(stream, 7, [&](cudaStream_t on) {
             for (uint32_t c = 0; c < copies; ++c) {
               require(linear.run(params(c), {.stream = on, .overlap = c != 0}, path), "linear");
@@ -284,11 +285,18 @@ void bench_decode(cudaStream_t stream) {
     for (const auto& [rows, context] : {std::pair{1U, 1024U}, {1U, 8192U}, {8U, 2048U}, {32U, 1024U}, {32U, 4096U}, {64U, 1024U},
                                         {64U, 2048U}, {32U, 8192U}, {128U, 1024U}}) {
       Model model(s, rows, context);
-      const double us = graph_us(stream, 9, [&](cudaStream_t on) {
-        for (uint32_t i = 0; i < 8; ++i) model.attend(i % 2, {.stream = on, .overlap = i != 0});
-      });
-      print("decode heads=" + std::to_string(heads) + "/8 rows=" + std::to_string(rows) + " context=" + std::to_string(context),
-            us / 8, 4.0 * s.kv_heads * s.dim * context * rows, 0);
+      const uint32_t chosen = model.splits;
+      for (const uint32_t splits : {0U, 1U, 2U, 3U, 4U, 8U, 16U, 32U}) {
+        if (splits != 0 && heads != 32) continue;
+        model.splits = splits == 0 ? chosen : splits;
+        model.partials = Device<float>(decode_workspace_floats(rows, s.heads, s.dim, model.splits));
+        const double us = graph_us(stream, 9, [&](cudaStream_t on) {
+          for (uint32_t i = 0; i < 8; ++i) model.attend(i % 2, {.stream = on, .overlap = i != 0});
+        });
+        print("decode heads=" + std::to_string(heads) + "/8 rows=" + std::to_string(rows) + " context=" +
+                  std::to_string(context) + " splits=" + std::to_string(model.splits),
+              us / 8, 4.0 * s.kv_heads * s.dim * context * rows, 0);
+      }
     }
   }
 }

@@ -248,6 +248,14 @@ struct Linear::Impl {
                                    plain);
   }
 
+  [[nodiscard]] bool fits_small(const LinearParams& p) const {
+    if (p.m > kMaxSmallRows) return false;
+    SmallLinearParams small;
+    small.linear = p;
+    small.sms = sms;
+    return linear_small_fits(small);
+  }
+
   cudaError_t small(LinearParams p, const Launch& on) const {
     if (p.x_f32 != nullptr && (p.m > kMaxFusedNormRows || size_t{p.m} * p.k * sizeof(Bf16) > kMaxFusedNormBytes)) {
       const cudaError_t error = norm_first(p, on);
@@ -256,7 +264,6 @@ struct Linear::Impl {
     SmallLinearParams small;
     small.linear = p;
     small.sms = sms;
-    small.blocks_per_sm = 2;
     return launch_linear_small(small, on);
   }
 };
@@ -277,7 +284,7 @@ cudaError_t Linear::init(bool fixed_algorithm) {
 }
 
 cudaError_t Linear::tune(const LinearParams& params, const Launch& on) {
-  if (impl_->fixed_algorithm || params.m <= kMaxSmallRows) return cudaSuccess;
+  if (impl_->fixed_algorithm) return cudaSuccess;
   LinearParams p = params;
   fill_strides(p);
   return impl_->large(p, on, true);
@@ -287,7 +294,7 @@ cudaError_t Linear::run(const LinearParams& params, const Launch& on, Path path)
   if (params.m == 0) return cudaSuccess;
   LinearParams p = params;
   fill_strides(p);
-  if (path == Path::kAuto) path = p.m <= kMaxSmallRows ? Path::kSmall : Path::kLarge;
+  if (path == Path::kAuto) path = impl_->fits_small(p) ? Path::kSmall : Path::kLarge;
   return path == Path::kSmall ? impl_->small(p, on) : impl_->large(p, on, false);
 }
 

@@ -4,10 +4,13 @@
 //   launch_linear_small(params, sms, on);
 //
 // A block of 8 warps computes tiles of 8 kTilesN rows of weights for up to 16 kTilesM rows of input; its warps split k in
-// pieces of 64. One 16-byte load a thread brings 8 consecutive weights of a row; which k goes to which slot of the tensor
-// core's fragment does not matter as long as weights and input agree, so no shared memory and no shuffle lies between
-// memory and mma. A thread keeps kLoads 16-byte loads in flight (64 KB a block), across tiles, and issues the first ones
-// before it waits for the kernel before. Partial sums meet in shared memory every few tiles.
+// pieces of 64. Each warp has a ring in shared memory of its own, 80 KB a block in all, that cp.async fills ahead of time,
+// across tiles and first of all before the wait for the kernel before: when that one ends the weights are there. (Registers
+// as a ring are slower: a warp has only six scoreboards to wait for loads with. Bulk copies of rows are, too: a thread
+// issues one in some forty cycles.) One 16-byte load a lane brings 8 consecutive weights of a row from the ring; which k
+// goes to which slot of the tensor core's fragment does not matter as long as weights and input agree, so there is nothing
+// to shuffle. Partial sums of the warps meet in shared memory every few tiles. Two blocks fit on a multiprocessor for
+// small inputs, so that the next kernel's ring fills while this kernel ends.
 //
 // Norm: the input is multiplied with the norm's weight and rounded once; 1 / rms is a factor of the result.
 // Order of summation of a result: k ascending within a warp, then warps ascending; it depends on k alone.
@@ -20,7 +23,6 @@ namespace dyn::native::cuda {
 struct SmallLinearParams {
   LinearParams linear;
   uint32_t sms = 132;
-  uint32_t blocks_per_sm = 1;
   // Of experts; null otherwise.
   const Bf16* const* group_weights = nullptr;
   const int32_t* group_offsets = nullptr;
@@ -31,7 +33,9 @@ struct SmallLinearParams {
 
 inline constexpr uint32_t kMaxSmallRows = 32;
 
-// m at most kMaxSmallRows (of any size with groups).
+// m at most kMaxSmallRows (of any size with groups). cudaErrorNotSupported when the input does not fit.
 cudaError_t launch_linear_small(const SmallLinearParams& params, const Launch& on);
+// Whether the input fits into shared memory.
+bool linear_small_fits(const SmallLinearParams& params);
 
 }  // namespace dyn::native::cuda

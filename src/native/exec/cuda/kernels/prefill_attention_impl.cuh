@@ -7,7 +7,7 @@
 #pragma once
 
 #include "native/exec/cuda/kernels/attention.h"
-#include "native/exec/cuda/kernels/device.cuh"
+#include "native/exec/cuda/kernels/async.cuh"
 
 namespace dyn::native::cuda {
 namespace prefill {
@@ -25,10 +25,6 @@ constexpr size_t shared_bytes() {
   const size_t tiles = sizeof(Bf16) * 4 * kTokens<kDim> * (kDim + 8);
   const size_t queries = sizeof(Bf16) * kPrefillTileRows * (kDim + 8);
   return tiles > queries ? tiles : queries;
-}
-
-__device__ __forceinline__ uint32_t shared_address(const void* p) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
 }
 
 // Copies 16 bytes, or zeros.
