@@ -26,6 +26,10 @@ cudaError_t launch_decode_attention(const DecodeAttentionParams& params, const L
     return cudaErrorInvalidValue;
   }
   switch (params.head_dim) {
+    case 32:
+      return launch_decode_attention_dim<32>(params, on);
+    case 48:
+      return launch_decode_attention_dim<48>(params, on);
     case 64:
       return launch_decode_attention_dim<64>(params, on);
     case 80:
@@ -50,6 +54,10 @@ cudaError_t launch_prefill_attention(const PrefillAttentionParams& params, const
     if (params.head_dim == 128) return launch_prefill_attention_wgmma<128>(params, on);
   }
   switch (params.head_dim) {
+    case 32:
+      return launch_prefill_attention_dim<32>(params, on);
+    case 48:
+      return launch_prefill_attention_dim<48>(params, on);
     case 64:
       return launch_prefill_attention_dim<64>(params, on);
     case 80:

@@ -6,7 +6,7 @@
 //
 // Block tables: row r's pages are pages[page_offsets[r] ...]; -1 (no page) may stand where the window has passed.
 // Scores are q.k * scale, then soft cap, then softmax over tokens max(0, p - window + 1) .. p of the query's position
-// p. Head dimensions 64, 80, 96, 128, 256. See launch.h and kv_layout.h.
+// p. Head dimensions 32, 48, 64, 80, 96, 128, 256. See launch.h and kv_layout.h.
 #pragma once
 
 #include <span>

@@ -124,8 +124,8 @@ __global__ void __launch_bounds__(kThreads) decode_attention_kernel(const __grid
   const uint32_t active = max(1U, (tiles + per_split - 1) / per_split);
   const uint32_t split = blockIdx.x;
   if (context <= 0 || split >= active) {
-    wait_for_predecessor();
-    let_successor_start();
+    // The first split waits for all that have nothing to do.
+    if (split == 0) wait_for_predecessor();
     return;
   }
   const uint32_t tile_end = first_tile + min(tiles, (split + 1) * per_split);

@@ -97,15 +97,18 @@ __device__ __forceinline__ void stage_plain(const Shape& s, uint32_t first_row, 
     for (uint32_t j = 0; j < kBatch; ++j) {
       const uint32_t i = base + j * kThreads;
       x[j] = {0, 0, 0, 0};
-      if (i >= all || i % pieces * 8 >= l.k) continue;
-      const uint32_t at = first_row + i / pieces;
+      if (i >= all || (rows == 1 ? i : i % pieces) * 8 >= l.k) continue;
+      // A division costs more than the load's issue.
+      const uint32_t row = rows == 1 ? 0 : i / pieces;
+      const uint32_t at = first_row + row;
       const uint32_t from = s.p.pair_of != nullptr ? static_cast<uint32_t>(__ldcg(s.p.pair_of + at)) / s.p.chosen : at;
-      x[j] = __ldcg(reinterpret_cast<const uint4*>(l.x + size_t{from} * l.x_stride) + i % pieces);
+      x[j] = __ldcg(reinterpret_cast<const uint4*>(l.x + size_t{from} * l.x_stride) + (i - row * pieces));
     }
 #pragma unroll
     for (uint32_t j = 0; j < kBatch; ++j) {
       const uint32_t i = base + j * kThreads;
-      if (i < all) *reinterpret_cast<uint4*>(input + size_t{i / pieces} * s.input_stride + i % pieces * 8) = x[j];
+      const uint32_t row = rows == 1 ? 0 : i / pieces;
+      if (i < all) *reinterpret_cast<uint4*>(input + size_t{row} * s.input_stride + (i - row * pieces) * 8) = x[j];
     }
   }
 }
@@ -363,7 +366,8 @@ __global__ void __launch_bounds__(kThreads + (kFetched ? kWarp : 0), 2)
     factors[threadIdx.x] = rsqrtf(sum / static_cast<float>(l.k) + l.eps);
   }
 
-  float sums[kTilesM][kTilesN][4] = {};
+  // Two sums, so that half of the products do not wait for the others.
+  float sums[2][kTilesM][kTilesN][4] = {};
   const Bf16* my_input = input + size_t{g} * s.input_stride + warp * kPiece + 16 * t;
   uint32_t slot = 0;
   uint32_t flushed = 0;  // tiles
@@ -391,8 +395,8 @@ __global__ void __launch_bounds__(kThreads + (kFetched ? kWarp : 0), 2)
             }
 #pragma unroll
             for (uint32_t r = 0; r < kTilesN; ++r) {
-              mma_16x8x16(sums[i][r], x[0].x, x[1].x, x[0].y, x[1].y, w[h][r].x, w[h][r].y);
-              mma_16x8x16(sums[i][r], x[0].z, x[1].z, x[0].w, x[1].w, w[h][r].z, w[h][r].w);
+              mma_16x8x16(sums[0][i][r], x[0].x, x[1].x, x[0].y, x[1].y, w[h][r].x, w[h][r].y);
+              mma_16x8x16(sums[1][i][r], x[0].z, x[1].z, x[0].w, x[1].w, w[h][r].z, w[h][r].w);
             }
           }
         }
@@ -405,8 +409,10 @@ __global__ void __launch_bounds__(kThreads + (kFetched ? kWarp : 0), 2)
       float* to = partials + ((size_t{slot} * kWarps + warp) * s.rows + row) * kColumns + 2 * t;
 #pragma unroll
       for (uint32_t r = 0; r < kTilesN; ++r) {
-        float* sum = sums[i / 2][r] + i % 2 * 2;
-        if (row < rows) *reinterpret_cast<float2*>(to + r * 8) = {sum[0], sum[1]};
+        float* sum = sums[0][i / 2][r] + i % 2 * 2;
+        float* other = sums[1][i / 2][r] + i % 2 * 2;
+        if (row < rows) *reinterpret_cast<float2*>(to + r * 8) = {sum[0] + other[0], sum[1] + other[1]};
+        other[0] = other[1] = 0.0F;
         sum[0] = sum[1] = 0.0F;
       }
     }

@@ -13,7 +13,7 @@
 // fit on a multiprocessor for small inputs, so that the next kernel's ring fills while this kernel ends.
 //
 // Norm: the input is multiplied with the norm's weight and rounded once; 1 / rms is a factor of the result.
-// Order of summation of a result: k ascending within a warp, then warps ascending; it depends on k alone.
+// Order of summation of a result: it depends on k alone.
 #pragma once
 
 #include "native/exec/cuda/kernels/linear.h"
