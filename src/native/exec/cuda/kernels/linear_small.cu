@@ -84,31 +84,33 @@ __device__ __forceinline__ void stage_normed(const LinearParams& l, uint32_t row
   }
 }
 
-// bf16 rows into shared memory.
+// bf16 rows into shared memory; warps share the rows as in stage_normed.
 __device__ __forceinline__ void stage_plain(const Shape& s, uint32_t first_row, uint32_t rows, Bf16* input) {
   const LinearParams& l = s.p.linear;
   const uint32_t pieces = (l.k + kPiece - 1) / kPiece * (kPiece / 8);
+  const uint32_t warp = threadIdx.x / kWarp;
+  const uint32_t shift = rows <= 1 ? 3 : rows <= 2 ? 2 : rows <= 4 ? 1 : 0;
+  const uint32_t step = kWarp << shift;
   // Many loads in flight: their latency is all there is to it.
   constexpr uint32_t kBatch = 8;
-  const uint32_t all = rows * pieces;
-  for (uint32_t base = threadIdx.x; base < all; base += kBatch * kThreads) {
-    uint4 x[kBatch];
+  for (uint32_t row = warp >> shift; row < rows; row += kWarps >> shift) {
+    const uint32_t at = first_row + row;
+    const uint32_t from = s.p.pair_of != nullptr ? static_cast<uint32_t>(__ldcg(s.p.pair_of + at)) / s.p.chosen : at;
+    const auto* x = reinterpret_cast<const uint4*>(l.x + size_t{from} * l.x_stride);
+    auto* to = reinterpret_cast<uint4*>(input + size_t{row} * s.input_stride);
+    const uint32_t first = (warp & ((1U << shift) - 1)) * kWarp + threadIdx.x % kWarp;
+    for (uint32_t base = first; base < pieces; base += kBatch * step) {
+      uint4 v[kBatch];
 #pragma unroll
-    for (uint32_t j = 0; j < kBatch; ++j) {
-      const uint32_t i = base + j * kThreads;
-      x[j] = {0, 0, 0, 0};
-      if (i >= all || (rows == 1 ? i : i % pieces) * 8 >= l.k) continue;
-      // A division costs more than the load's issue.
-      const uint32_t row = rows == 1 ? 0 : i / pieces;
-      const uint32_t at = first_row + row;
-      const uint32_t from = s.p.pair_of != nullptr ? static_cast<uint32_t>(__ldcg(s.p.pair_of + at)) / s.p.chosen : at;
-      x[j] = __ldcg(reinterpret_cast<const uint4*>(l.x + size_t{from} * l.x_stride) + (i - row * pieces));
-    }
+      for (uint32_t j = 0; j < kBatch; ++j) {
+        const uint32_t i = base + j * step;
+        v[j] = i * 8 < l.k ? __ldcg(x + i) : uint4{0, 0, 0, 0};
+      }
 #pragma unroll
-    for (uint32_t j = 0; j < kBatch; ++j) {
-      const uint32_t i = base + j * kThreads;
-      const uint32_t row = rows == 1 ? 0 : i / pieces;
-      if (i < all) *reinterpret_cast<uint4*>(input + size_t{row} * s.input_stride + (i - row * pieces) * 8) = x[j];
+      for (uint32_t j = 0; j < kBatch; ++j) {
+        const uint32_t i = base + j * step;
+        if (i < pieces) to[i] = v[j];
+      }
     }
   }
 }
