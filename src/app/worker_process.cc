@@ -56,6 +56,7 @@ WorkerProcess::~WorkerProcess() {
   if (canary_) canary_->stop();
   if (plane_) plane_->stop();
   if (engine_) engine_->stop();
+  if (kv_events_) kv_events_->close();
   if (status_) status_->stop();
   net_loops_.stop();
   status_loop_.stop();
@@ -113,6 +114,17 @@ Result<void> WorkerProcess::load_engine() {
   dispatcher_->set_on_output([this] {
     if (auto* watch = active_watch_.load(std::memory_order_relaxed)) watch->activity();
   });
+  if (config_.publish_kv_events) {
+    kv_events_ = std::make_unique<worker::KvEventPublisher>(
+        worker::KvEventPublisherOptions{.endpoint = endpoint_,
+                                        .worker_id = discovery_->instance_id(),
+                                        .host = config_.tcp_host,
+                                        .traits = instance_traits(),
+                                        .labels = {{"model", config_.served_model_name}}},
+        *discovery_, *plane_, registry_);
+    dispatcher_->set_on_kv_events(
+        [events = kv_events_.get()](std::span<const llm::KvEvent> of_step) { events->on_events(of_step); });
+  }
   if (auto started = engine_->start(*dispatcher_); !started) return started;
 
   const auto begin = std::chrono::steady_clock::now();
@@ -153,9 +165,13 @@ llm::ModelCard WorkerProcess::make_card() const {
   card.runtime.tool_call_parser = config_.tool_call_parser;
   card.runtime.reasoning_parser = config_.reasoning_parser;
   card.runtime.exclude_tools_when_tool_choice_none = config_.exclude_tools_when_tool_choice_none;
-  // True would oblige the worker to publish KV events and to answer recovery queries.
-  card.runtime.enable_local_indexer = false;
+  // True obliges the worker to publish KV events and to answer recovery queries.
+  card.runtime.enable_local_indexer = config_.publish_kv_events;
   return card;
+}
+
+runtime::InstanceTraits WorkerProcess::instance_traits() const {
+  return {.device_type = "cpu", .codec = config_.msgpack_codec ? "msgpack" : "json"};
 }
 
 Result<void> WorkerProcess::publish() {
@@ -168,10 +184,11 @@ Result<void> WorkerProcess::publish() {
   if (!transport) return transport.error();
   health_.add_endpoint(endpoint_.name, /*has_canary=*/true);
 
-  registration_.emplace(
-      *discovery_,
-      worker::ServedModel{.card = make_card(),
-                          .traits = {.device_type = "cpu", .codec = config_.msgpack_codec ? "msgpack" : "json"}});
+  // Routers look for the source of a worker's events as soon as they know the worker.
+  if (kv_events_) {
+    if (auto started = kv_events_->start(); !started) return started;
+  }
+  registration_.emplace(*discovery_, worker::ServedModel{.card = make_card(), .traits = instance_traits()});
   if (auto published = registration_->publish(endpoint_, *transport); !published) return published;
   start_canary();
   DYN_INFO(kTarget, "serving '{}' as dyn://{}", config_.served_model_name, runtime::to_string(endpoint_));
@@ -207,7 +224,10 @@ runtime::ShutdownActions WorkerProcess::shutdown_actions() {
     dispatcher_->abandon_all();
     plane_->drain(kLastWords);
   };
-  actions.close_stores = [this] { discovery_->close(); };
+  actions.close_stores = [this] {
+    if (kv_events_) kv_events_->close();
+    discovery_->close();
+  };
   return actions;
 }
 

@@ -28,6 +28,7 @@
 #include "runtime/status/status_server.h"
 #include "worker/dispatcher.h"
 #include "worker/handler.h"
+#include "worker/kv_event_publisher.h"
 #include "worker/registration.h"
 
 namespace dyn::app {
@@ -51,6 +52,7 @@ class WorkerProcess {
   Result<void> open_ports();
   Result<void> load_engine();
   [[nodiscard]] llm::ModelCard make_card() const;
+  [[nodiscard]] runtime::InstanceTraits instance_traits() const;
   [[nodiscard]] runtime::ShutdownActions shutdown_actions();
   void start_canary();
 
@@ -67,6 +69,7 @@ class WorkerProcess {
   std::unique_ptr<runtime::RequestPlane> plane_;
   llm::ModelFiles files_;
   std::unique_ptr<worker::Dispatcher> dispatcher_;
+  std::unique_ptr<worker::KvEventPublisher> kv_events_;  // empty: not published
   std::unique_ptr<engine::Engine> engine_;
   llm::TokenId bos_ = 1;
   std::unique_ptr<worker::RequestHandler> handler_;

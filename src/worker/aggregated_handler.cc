@@ -3,16 +3,9 @@
 #include <utility>
 
 #include "base/log.h"
+#include "worker/payload_codec.h"
 
 namespace dyn::worker {
-
-namespace {
-
-llm::Codec to_codec(wire::PayloadCodec codec) {
-  return codec == wire::PayloadCodec::kMsgpack ? llm::Codec::kMsgpack : llm::Codec::kJson;
-}
-
-}  // namespace
 
 void AggregatedHandler::handle(runtime::IncomingRequest incoming, std::shared_ptr<runtime::ResponseStream> stream) {
   DYN_DEBUG("worker", "AggregatedHandler Request ID: {}", incoming.control.id);

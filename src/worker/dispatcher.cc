@@ -323,6 +323,7 @@ void Dispatcher::on_step(const engine::StepOutput& step) noexcept {
   }
   for (const auto& lane : lanes_) lane->hand_over();
   if (on_output_ && !step.requests.empty()) on_output_();
+  if (on_kv_events_ && !step.kv_events.empty()) on_kv_events_(step.kv_events);
 }
 
 void Dispatcher::on_fatal(const Error& error) noexcept {

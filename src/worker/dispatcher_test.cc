@@ -7,6 +7,7 @@
 #include <future>
 
 #include "worker/aggregated_handler.h"
+#include "worker/fake_stream.h"
 #include "worker/probe.h"
 
 namespace dyn::worker {
@@ -15,42 +16,6 @@ namespace {
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
-
-// Collects what is written to it; lives on one loop like a real stream.
-class FakeStream final : public runtime::ResponseStream {
- public:
-  explicit FakeStream(net::EventLoop& loop) : loop_(loop) {}
-
-  [[nodiscard]] net::EventLoop& loop() const override { return loop_; }
-  void set_observer(Observer* observer) override { observer_ = observer; }
-  void accept() override {}
-  void refuse(std::string_view text) override { refused = text; }
-  Buffer& begin_item() override {
-    buffer_.clear();
-    return buffer_;
-  }
-  void end_item() override { items.emplace_back(as_text(buffer_.view())); }
-  void flush() override { ++flushes; }
-  void finish() override { finished = true; }
-  void abandon() override { abandoned = true; }
-  [[nodiscard]] bool cancelled() const override { return false; }
-  [[nodiscard]] size_t buffered_bytes() const override { return 0; }
-
-  void cancel(runtime::CancelKind kind) {
-    if (observer_ != nullptr) observer_->on_cancel(kind);
-  }
-
-  std::vector<std::string> items;
-  std::string refused;
-  int flushes = 0;
-  bool finished = false;
-  bool abandoned = false;
-
- private:
-  net::EventLoop& loop_;
-  Observer* observer_ = nullptr;
-  Buffer buffer_;
-};
 
 class FakeEngine final : public engine::Engine {
  public:

@@ -71,6 +71,7 @@ class Builder {
     mock();
     identity();
     request_plane();
+    events();
     card();
     health();
     config_.grace_period_secs = std::max(0.0, settings_.number("grace-period-secs"));
@@ -212,6 +213,22 @@ class Builder {
     config_.engine_request_limit = optional<uint32_t>("engine-request-limit");
     config_.max_queue_size = optional<uint32_t>("max-queue-size")
                                  .value_or(config_.engine_request_limit ? kQueueBesideEngineLimit : kQueueAlone);
+  }
+
+  void events() {
+    config_.publish_kv_events = settings_.boolean("publish-kv-events");
+    const bool nats = settings_.text("event-plane") == "nats";
+    if (!config_.publish_kv_events) return;
+    if (nats) {
+      fail("event-plane", "this build publishes KV events over ZMQ only", "give zmq, here and at the frontend");
+    }
+    if (config_.engine == EngineKind::kMock) {
+      fail("publish-kv-events", "the mock engine has no KV cache to tell of", "leave it out, or use --engine native");
+    }
+    if (!config_.enable_block_reuse) {
+      fail("publish-kv-events", "without block reuse no block can be found again, so there is nothing to publish",
+           "leave it out, or set kv_cache_config.enable_block_reuse to true");
+    }
   }
 
   void card() {

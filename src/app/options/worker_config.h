@@ -78,6 +78,9 @@ struct WorkerConfig {
   std::optional<uint32_t> engine_request_limit;  // requests in the engine at a time; empty: no limit
   uint32_t max_queue_size = 0;                   // requests that wait
 
+  // ---- KV events
+  bool publish_kv_events = false;  // over ZMQ
+
   // ---- Model card
   std::string tool_call_parser;
   std::string reasoning_parser;
