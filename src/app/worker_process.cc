@@ -55,6 +55,7 @@ WorkerProcess::WorkerProcess(const WorkerConfig& config)
 WorkerProcess::~WorkerProcess() {
   if (canary_) canary_->stop();
   if (plane_) plane_->stop();
+  if (load_) load_->close();
   if (engine_) engine_->stop();
   if (kv_events_) kv_events_->close();
   if (status_) status_->stop();
@@ -114,17 +115,7 @@ Result<void> WorkerProcess::load_engine() {
   dispatcher_->set_on_output([this] {
     if (auto* watch = active_watch_.load(std::memory_order_relaxed)) watch->activity();
   });
-  if (config_.publish_kv_events) {
-    kv_events_ = std::make_unique<worker::KvEventPublisher>(
-        worker::KvEventPublisherOptions{.endpoint = endpoint_,
-                                        .worker_id = discovery_->instance_id(),
-                                        .host = config_.tcp_host,
-                                        .traits = instance_traits(),
-                                        .labels = {{"model", config_.served_model_name}}},
-        *discovery_, *plane_, registry_);
-    dispatcher_->set_on_kv_events(
-        [events = kv_events_.get()](std::span<const llm::KvEvent> of_step) { events->on_events(of_step); });
-  }
+  if (auto ready = make_publishers(); !ready) return ready;
   if (auto started = engine_->start(*dispatcher_); !started) return started;
 
   const auto begin = std::chrono::steady_clock::now();
@@ -143,6 +134,42 @@ Result<void> WorkerProcess::load_engine() {
       {*engine_, *dispatcher_, worker::RequestPolicy(caps, {.served_model_names = {config_.served_model_name}})});
   if (!handler) return handler.error();
   handler_ = std::move(*handler);
+  return {};
+}
+
+Result<worker::EventSockets> WorkerProcess::open_event_sockets(
+    const std::shared_ptr<runtime::EventPublisher>& component) const {
+  auto own =
+      runtime::make_zmq_event_publisher({.publisher_id = runtime::random_publisher_id(), .host = config_.tcp_host});
+  if (!own) return own.error();
+  return worker::EventSockets{component, std::move(*own)};
+}
+
+// Sockets that are asked for are opened now: what may be taken is found out before anything is registered.
+Result<void> WorkerProcess::make_publishers() {
+  if (!config_.publish_kv_events && !config_.publish_metrics) return {};
+  const uint64_t worker_id = discovery_->instance_id();
+  auto component = runtime::make_zmq_event_publisher({.publisher_id = worker_id, .host = config_.tcp_host});
+  if (!component) return component.error();
+  if (config_.publish_kv_events) {
+    auto sockets = open_event_sockets(*component);
+    if (!sockets) return sockets.error();
+    kv_events_ = std::make_unique<worker::KvEventPublisher>(
+        worker::KvEventPublisherOptions{.endpoint = endpoint_,
+                                        .worker_id = worker_id,
+                                        .traits = instance_traits(),
+                                        .labels = {{"model", config_.served_model_name}}},
+        std::move(*sockets), *discovery_, *plane_, registry_);
+    dispatcher_->set_on_kv_events(
+        [events = kv_events_.get()](std::span<const llm::KvEvent> of_step) { events->on_events(of_step); });
+  }
+  if (config_.publish_metrics) {
+    auto sockets = open_event_sockets(*component);
+    if (!sockets) return sockets.error();
+    load_ = std::make_unique<worker::LoadPublisher>(
+        worker::LoadPublisherOptions{.endpoint = endpoint_, .worker_id = worker_id}, std::move(*sockets), *discovery_,
+        *engine_);
+  }
   return {};
 }
 
@@ -188,6 +215,9 @@ Result<void> WorkerProcess::publish() {
   if (kv_events_) {
     if (auto started = kv_events_->start(); !started) return started;
   }
+  if (load_) {
+    if (auto started = load_->start(); !started) return started;
+  }
   registration_.emplace(*discovery_, worker::ServedModel{.card = make_card(), .traits = instance_traits()});
   if (auto published = registration_->publish(endpoint_, *transport); !published) return published;
   start_canary();
@@ -225,6 +255,7 @@ runtime::ShutdownActions WorkerProcess::shutdown_actions() {
     plane_->drain(kLastWords);
   };
   actions.close_stores = [this] {
+    if (load_) load_->close();
     if (kv_events_) kv_events_->close();
     discovery_->close();
   };

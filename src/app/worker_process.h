@@ -29,6 +29,7 @@
 #include "worker/dispatcher.h"
 #include "worker/handler.h"
 #include "worker/kv_event_publisher.h"
+#include "worker/load_publisher.h"
 #include "worker/registration.h"
 
 namespace dyn::app {
@@ -51,6 +52,8 @@ class WorkerProcess {
  private:
   Result<void> open_ports();
   Result<void> load_engine();
+  Result<worker::EventSockets> open_event_sockets(const std::shared_ptr<runtime::EventPublisher>& component) const;
+  Result<void> make_publishers();
   [[nodiscard]] llm::ModelCard make_card() const;
   [[nodiscard]] runtime::InstanceTraits instance_traits() const;
   [[nodiscard]] runtime::ShutdownActions shutdown_actions();
@@ -70,6 +73,7 @@ class WorkerProcess {
   llm::ModelFiles files_;
   std::unique_ptr<worker::Dispatcher> dispatcher_;
   std::unique_ptr<worker::KvEventPublisher> kv_events_;  // empty: not published
+  std::unique_ptr<worker::LoadPublisher> load_;          // empty: not published
   std::unique_ptr<engine::Engine> engine_;
   llm::TokenId bos_ = 1;
   std::unique_ptr<worker::RequestHandler> handler_;

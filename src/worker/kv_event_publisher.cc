@@ -39,17 +39,17 @@ size_t num_blocks(const llm::RouterEvent& event) {
 
 }  // namespace
 
-KvEventPublisher::KvEventPublisher(KvEventPublisherOptions options, runtime::Discovery& discovery,
+KvEventPublisher::KvEventPublisher(KvEventPublisherOptions options, EventSockets sockets, runtime::Discovery& discovery,
                                    runtime::RequestPlane& plane, metrics::Registry& registry)
     : options_(std::move(options)),
       discovery_(discovery),
       plane_(plane),
       component_{.scope = {options_.endpoint.ns, options_.endpoint.component, {}},
                  .form = llm::RouterEventForm::kComponent,
-                 .publisher = nullptr},
+                 .publisher = std::move(sockets.component)},
       endpoint_{.scope = {options_.endpoint.ns, options_.endpoint.component, options_.endpoint.name},
                 .form = llm::RouterEventForm::kEndpoint,
-                .publisher = nullptr},
+                .publisher = std::move(sockets.endpoint)},
       published_(registry.counter("dynamo_trtllm_kv_events_published_total", "KV events published to routers",
                                   options_.labels)),
       dropped_(registry.counter("dynamo_trtllm_kv_events_dropped_total",
@@ -94,15 +94,6 @@ Result<void> KvEventPublisher::put(runtime::Record record) {
   return {};
 }
 
-Result<void> KvEventPublisher::open(Publication& publication, uint64_t publisher_id) {
-  auto publisher =
-      runtime::make_zmq_event_publisher({.topic = kTopic, .publisher_id = publisher_id, .host = options_.host});
-  if (!publisher) return publisher.error();
-  publication.publisher = std::move(*publisher);
-  return put({runtime::kEventChannelsBucket, wire::event_channel_key(publication.scope, kTopic, publisher_id),
-              wire::encode_event_channel(publication.scope, kTopic, publisher_id, publication.publisher->transport())});
-}
-
 Result<runtime::Transport> KvEventPublisher::add_recovery_endpoint(const std::string& name, bool is_endpoint_scope) {
   const runtime::EndpointId id{options_.endpoint.ns, options_.endpoint.component, name};
   auto transport = plane_.add_endpoint(
@@ -119,14 +110,16 @@ Result<runtime::Transport> KvEventPublisher::add_recovery_endpoint(const std::st
 
 // Routers follow a worker from the moment its source is known, so that comes last.
 Result<void> KvEventPublisher::start() {
-  const uint64_t publisher_id = runtime::random_publisher_id();
-  if (auto opened = open(component_, options_.worker_id); !opened) return opened;
-  if (auto opened = open(endpoint_, publisher_id); !opened) return opened;
+  for (const Publication* publication : {&component_, &endpoint_}) {
+    auto done = put(runtime::event_channel_record(publication->scope, kTopic, *publication->publisher));
+    if (!done) return done;
+  }
   thread_ = std::thread([this] { run(); });
 
   for (const char* name : {"worker_kv_indexer_query", "worker_kv_indexer_query_dp0"}) {  // 0.9; 1.0 ... 1.3
     if (auto added = add_recovery_endpoint(name, false); !added) return added.error();
   }
+  const uint64_t publisher_id = endpoint_.publisher->publisher_id();
   const std::string name = "worker_kv_query_source_" + to_hex(publisher_id);
   const auto transport = add_recovery_endpoint(name, true);
   if (!transport) return transport.error();
@@ -240,7 +233,7 @@ void KvEventPublisher::publish(const std::vector<llm::RouterEvent>& events) {
   for (const auto& event : events) {
     payload_.clear();
     llm::encode_router_event(payload_, event, component_.form);
-    if (!component_.publisher->publish(payload_.view())) unsent_.increment();
+    if (!component_.publisher->publish(kTopic, payload_.view())) unsent_.increment();
   }
   publish_batches(endpoint_, events);
   published_.increment(static_cast<double>(events.size()));
@@ -258,7 +251,7 @@ void KvEventPublisher::publish_batches(Publication& publication, std::span<const
     payload_.clear();
     wire::pack_array(payload_, count);
     for (const auto& event : events.first(count)) llm::encode_router_event(payload_, event, publication.form);
-    if (!publication.publisher->publish(payload_.view())) unsent_.increment();
+    if (!publication.publisher->publish(kTopic, payload_.view())) unsent_.increment();
     events = events.subspan(count);
   }
 }

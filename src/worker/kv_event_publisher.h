@@ -1,7 +1,7 @@
 // KvEventPublisher: tells KV routers which blocks the engine's KV cache holds, over ZMQ, and answers those that missed
 // something.
 //
-//   KvEventPublisher events({.endpoint = endpoint, .worker_id = id, .host = host}, discovery, plane, registry);
+//   KvEventPublisher events({.endpoint = endpoint, .worker_id = id}, {component, own}, discovery, plane, registry);
 //   dispatcher.set_on_kv_events([&](auto span) { events.on_events(span); });   // before the engine starts
 //   events.start();           // sockets, records, recovery endpoints: before the model is registered
 //   ...
@@ -39,17 +39,23 @@ namespace dyn::worker {
 struct KvEventPublisherOptions {
   runtime::EndpointId endpoint;  // that serves the model: "dynamo.backend.generate"
   uint64_t worker_id = 0;        // its instance id
-  std::string host;              // to listen on, as the request plane does; empty: the local address
   runtime::InstanceTraits traits;
   metrics::Labels labels;
+};
+
+// The sockets of a worker's publications. Readers up to 1.3 know a worker by its instance id and connect to one socket
+// of it, whatever the topic; later ones want a socket and an id of its own for each topic.
+struct EventSockets {
+  std::shared_ptr<runtime::EventPublisher> component;  // publisher id: the worker's instance id
+  std::shared_ptr<runtime::EventPublisher> endpoint;   // a random one
 };
 
 class KvEventPublisher {
  public:
   static constexpr size_t kMaxQueuedBlocks = 1u << 20;
 
-  KvEventPublisher(KvEventPublisherOptions options, runtime::Discovery& discovery, runtime::RequestPlane& plane,
-                   metrics::Registry& registry);
+  KvEventPublisher(KvEventPublisherOptions options, EventSockets sockets, runtime::Discovery& discovery,
+                   runtime::RequestPlane& plane, metrics::Registry& registry);
   ~KvEventPublisher();
   KvEventPublisher(const KvEventPublisher&) = delete;
   KvEventPublisher& operator=(const KvEventPublisher&) = delete;
@@ -72,10 +78,9 @@ class KvEventPublisher {
   struct Publication {
     wire::EventScope scope;
     llm::RouterEventForm form = llm::RouterEventForm::kComponent;
-    std::unique_ptr<runtime::EventPublisher> publisher;
+    std::shared_ptr<runtime::EventPublisher> publisher;
   };
 
-  Result<void> open(Publication& publication, uint64_t publisher_id);
   Result<runtime::Transport> add_recovery_endpoint(const std::string& name, bool is_endpoint_scope);
   Result<void> put(runtime::Record record);
   void take_query(runtime::IncomingRequest request, std::shared_ptr<runtime::ResponseStream> stream,

@@ -53,6 +53,10 @@ class KvEventPublisherTest : public ::testing::Test {
   KvEventPublisherTest() { loops_.start(); }
   ~KvEventPublisherTest() override { loops_.stop(); }
 
+  static std::shared_ptr<runtime::EventPublisher> socket(uint64_t publisher_id) {
+    return *runtime::make_zmq_event_publisher({.publisher_id = publisher_id, .host = "127.0.0.1"});
+  }
+
   void publish(const llm::KvEvent& event) { events_.on_events({&event, 1}); }
 
   std::vector<runtime::Record> records(const char* bucket) {
@@ -85,9 +89,9 @@ class KvEventPublisherTest : public ::testing::Test {
   FakePlane plane_;
   KvEventPublisher events_{{.endpoint = {"dynamo", "backend", "generate"},
                             .worker_id = kWorker,
-                            .host = "127.0.0.1",
                             .traits = {.device_type = "cpu", .codec = "msgpack"},
                             .labels = {}},
+                           {.component = socket(kWorker), .endpoint = socket(runtime::random_publisher_id())},
                            *discovery_,
                            plane_,
                            registry_};

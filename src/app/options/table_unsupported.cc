@@ -144,10 +144,6 @@ constexpr Option kOptions[] = {
             "Endpoint of the encode worker."),
 
     // ---- KV events and metrics
-    with(without_effect(kFlag, "publish-metrics", Type::kBool, "false", Group::kEvents,
-                        "the engine's metrics are always on the system server",
-                        "Expose the engine's metrics on the system server."),
-         [](Option& row) { row.note = "since 1.6; before: --publish-events-and-metrics"; }),
     with(named(
              without_effect(kFlag, "health-check-payload", Type::kText, {}, Group::kHealth,
                             "the canary is a probe of the worker's own, one greedy token under a cache salt of its own",

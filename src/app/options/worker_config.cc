@@ -217,11 +217,12 @@ class Builder {
 
   void events() {
     config_.publish_kv_events = settings_.boolean("publish-kv-events");
+    config_.publish_metrics = settings_.boolean("publish-metrics");
     const bool nats = settings_.text("event-plane") == "nats";
-    if (!config_.publish_kv_events) return;
-    if (nats) {
-      fail("event-plane", "this build publishes KV events over ZMQ only", "give zmq, here and at the frontend");
+    if (nats && (config_.publish_kv_events || config_.publish_metrics)) {
+      fail("event-plane", "this build publishes over ZMQ only", "give zmq, here and at the frontend");
     }
+    if (!config_.publish_kv_events) return;
     if (config_.engine == EngineKind::kMock) {
       fail("publish-kv-events", "the mock engine has no KV cache to tell of", "leave it out, or use --engine native");
     }

@@ -79,7 +79,8 @@ struct WorkerConfig {
   uint32_t max_queue_size = 0;                   // requests that wait
 
   // ---- KV events
-  bool publish_kv_events = false;  // over ZMQ
+  bool publish_kv_events = false;  // over ZMQ, as
+  bool publish_metrics = false;    // the load is
 
   // ---- Model card
   std::string tool_call_parser;

@@ -5,7 +5,10 @@
 #include <chrono>
 #include <memory>
 #include <mutex>
+#include <string>
+#include <string_view>
 #include <utility>
+#include <vector>
 
 #include "base/buffer.h"
 #include "base/ids.h"
@@ -43,8 +46,7 @@ uint64_t unix_ms() {
 
 class ZmqEventPublisher final : public EventPublisher {
  public:
-  ZmqEventPublisher(std::string topic, uint64_t publisher_id)
-      : topic_(std::move(topic)), publisher_id_(publisher_id), context_(shared_context()) {}
+  explicit ZmqEventPublisher(uint64_t publisher_id) : publisher_id_(publisher_id), context_(shared_context()) {}
 
   ~ZmqEventPublisher() override {
     if (socket_ != nullptr) zmq_close(socket_);
@@ -74,26 +76,27 @@ class ZmqEventPublisher final : public EventPublisher {
     const std::string port = endpoint.substr(endpoint.rfind(':') + 1);
     const std::string reachable = net::is_wildcard(*address) ? net::local_address() : *address;
     transport_ = {"Zmq", "tcp://" + bracketed(reachable) + ":" + port};
-    DYN_DEBUG(kTarget, "{} events of publisher {:x} on {}", topic_, publisher_id_, transport_.value);
+    DYN_DEBUG(kTarget, "publisher {:x} on {}", publisher_id_, transport_.value);
     return {};
   }
 
   [[nodiscard]] uint64_t publisher_id() const override { return publisher_id_; }
   [[nodiscard]] const wire::EventTransport& transport() const override { return transport_; }
 
-  bool publish(Bytes payload) override {
+  bool publish(std::string_view topic, Bytes payload) override {
+    const std::lock_guard lock(mutex_);
+    const uint64_t number = next_sequence(topic);
     std::array<std::byte, 8> id;
     std::array<std::byte, 8> sequence;
     store_be(id.data(), publisher_id_);
-    store_be(sequence.data(), sequence_);
+    store_be(sequence.data(), number);
     frame_.clear();
     wire::append_event_frame(frame_, {.publisher_id = publisher_id_,
-                                      .sequence = sequence_,
+                                      .sequence = number,
                                       .published_at_ms = unix_ms(),
-                                      .topic = topic_,
+                                      .topic = topic,
                                       .payload = payload});
-    ++sequence_;
-    return send(as_bytes(topic_), ZMQ_SNDMORE) && send(id, ZMQ_SNDMORE) && send(sequence, ZMQ_SNDMORE) &&
+    return send(as_bytes(topic), ZMQ_SNDMORE) && send(id, ZMQ_SNDMORE) && send(sequence, ZMQ_SNDMORE) &&
            send(frame_.view(), 0);
   }
 
@@ -104,23 +107,37 @@ class ZmqEventPublisher final : public EventPublisher {
   static Error failed(const std::string& what) {
     return {Code::kUnavailable, fmt::format("event plane: {}: {}", what, zmq_strerror(zmq_errno()))};
   }
+  // Counts from 0 for every topic.
+  uint64_t next_sequence(std::string_view topic) {
+    for (auto& [name, next] : sequences_) {
+      if (name == topic) return next++;
+    }
+    sequences_.emplace_back(topic, 1);
+    return 0;
+  }
   bool send(Bytes part, int flags) { return zmq_send(socket_, part.data(), part.size(), flags | ZMQ_DONTWAIT) >= 0; }
 
-  const std::string topic_;
   const uint64_t publisher_id_;
   const std::shared_ptr<void> context_;
   void* socket_ = nullptr;
   wire::EventTransport transport_;
-  uint64_t sequence_ = 0;
+
+  std::mutex mutex_;  // a message's parts stay together
+  std::vector<std::pair<std::string, uint64_t>> sequences_;
   Buffer frame_;
 };
 
 }  // namespace
 
-Result<std::unique_ptr<EventPublisher>> make_zmq_event_publisher(const ZmqPublisherOptions& options) {
-  auto publisher = std::make_unique<ZmqEventPublisher>(options.topic, options.publisher_id);
+Result<std::shared_ptr<EventPublisher>> make_zmq_event_publisher(const ZmqPublisherOptions& options) {
+  auto publisher = std::make_shared<ZmqEventPublisher>(options.publisher_id);
   if (auto opened = publisher->open(options.host); !opened) return opened.error();
-  return std::unique_ptr<EventPublisher>(std::move(publisher));
+  return std::shared_ptr<EventPublisher>(std::move(publisher));
+}
+
+Record event_channel_record(const wire::EventScope& scope, std::string_view topic, const EventPublisher& publisher) {
+  return {kEventChannelsBucket, wire::event_channel_key(scope, topic, publisher.publisher_id()),
+          wire::encode_event_channel(scope, topic, publisher.publisher_id(), publisher.transport())};
 }
 
 uint64_t random_publisher_id() {

@@ -11,8 +11,7 @@ namespace dyn::runtime {
 namespace {
 
 TEST(ZmqEventPublisher, SendsFourFramesThatNameTheirPublisher) {
-  auto publisher =
-      make_zmq_event_publisher({.topic = "kv-events", .publisher_id = 0x0102030405060708, .host = "127.0.0.1"});
+  auto publisher = make_zmq_event_publisher({.publisher_id = 0x0102030405060708, .host = "127.0.0.1"});
   ASSERT_TRUE(publisher) << publisher.error().message;
   EXPECT_EQ((*publisher)->transport().kind, "Zmq");
   testing::Subscriber subscriber((*publisher)->transport().value);
@@ -20,7 +19,7 @@ TEST(ZmqEventPublisher, SendsFourFramesThatNameTheirPublisher) {
   std::vector<std::string> parts;
   uint64_t sent = 0;
   while (parts.empty() && sent < 200) {
-    ASSERT_TRUE((*publisher)->publish(as_bytes("payload")));
+    ASSERT_TRUE((*publisher)->publish("kv-events", as_bytes("payload")));
     ++sent;
     parts = subscriber.receive();
   }
@@ -35,7 +34,7 @@ TEST(ZmqEventPublisher, SendsFourFramesThatNameTheirPublisher) {
   EXPECT_EQ(load_be<uint64_t>(as_bytes(parts[2]).data()), envelope->sequence);
   EXPECT_GT(envelope->published_at_ms, 1'600'000'000'000U);
 
-  ASSERT_TRUE((*publisher)->publish(as_bytes("next")));
+  ASSERT_TRUE((*publisher)->publish("kv-events", as_bytes("next")));
   parts = subscriber.receive();
   ASSERT_EQ(parts.size(), 4U);
   const auto next = wire::read_event_frame(as_bytes(parts[3]));
@@ -43,14 +42,31 @@ TEST(ZmqEventPublisher, SendsFourFramesThatNameTheirPublisher) {
   EXPECT_GT(next->sequence, envelope->sequence);
 }
 
-TEST(ZmqEventPublisher, NobodyListeningIsNoError) {
-  auto publisher = make_zmq_event_publisher({.topic = "kv-events", .publisher_id = 1, .host = "127.0.0.1"});
+TEST(ZmqEventPublisher, EveryTopicCountsForItself) {
+  auto publisher = make_zmq_event_publisher({.publisher_id = 1, .host = "127.0.0.1"});
   ASSERT_TRUE(publisher);
-  for (int i = 0; i < 1000; ++i) EXPECT_TRUE((*publisher)->publish(as_bytes("payload")));
+  testing::Subscriber subscriber((*publisher)->transport().value);
+  std::vector<std::string> parts;
+  for (uint64_t sent = 0; parts.empty() && sent < 200; ++sent) {
+    (*publisher)->publish("kv_metrics", as_bytes("load"));
+    (*publisher)->publish("kv-events", as_bytes("event"));
+    parts = subscriber.receive();
+    if (!parts.empty()) {
+      EXPECT_EQ(parts[0], "kv-events");  // the only topic that was subscribed to
+      EXPECT_LE(load_be<uint64_t>(as_bytes(parts[2]).data()), sent);
+    }
+  }
+  EXPECT_FALSE(parts.empty());
+}
+
+TEST(ZmqEventPublisher, NobodyListeningIsNoError) {
+  auto publisher = make_zmq_event_publisher({.publisher_id = 1, .host = "127.0.0.1"});
+  ASSERT_TRUE(publisher);
+  for (int i = 0; i < 1000; ++i) EXPECT_TRUE((*publisher)->publish("kv-events", as_bytes("payload")));
 }
 
 TEST(ZmqEventPublisher, AnAddressThatIsNotOursIsAnError) {
-  const auto publisher = make_zmq_event_publisher({.topic = "kv-events", .publisher_id = 1, .host = "192.0.2.1"});
+  const auto publisher = make_zmq_event_publisher({.publisher_id = 1, .host = "192.0.2.1"});
   ASSERT_FALSE(publisher);
   EXPECT_NE(publisher.error().message.find("192.0.2.1"), std::string::npos);
 }
