@@ -39,7 +39,9 @@ beside the read bandwidth and the multiply-add rate of this machine, measured in
   --model DIR|NAME         model directory, or a model in the Hugging Face cache
   --load-format auto|dummy the model's files, or random weights (config.json is all that is needed)  [auto]
   --threads N              compute threads                            [all usable CPUs]
-  --isa best|portable|avx2|avx512    instruction set of the kernels   [best]
+  --isa best|portable|avx2|avx512|avx512_bf16    instruction set of the kernels  [best]
+  --cpu-path auto|oracle|fast  path of the executor: fast for BF16 checkpoints  [auto]
+  --weight-dtype auto|int8 as stored, or INT8 with a scale a row      [auto]
   --measure PART[,PART...] load, ttft, decode, cost                   [all]
   --loads S:I:O[,...]      load: S requests together, of I prompt and O answer tokens  [1:512:1,1:32:128,8:128:64,32:128:64]
   --prompt-lengths N[,N...]  those above the model's context are left out  [32,64,128,256,512,1024,2048]
@@ -69,6 +71,8 @@ struct Options {
   native::LoadFormat load_format = native::LoadFormat::kSafetensors;
   unsigned threads = 0;  // 0: usable_cpus()
   CpuIsa isa = CpuIsa::kBest;
+  native::CpuPathChoice path = native::CpuPathChoice::kAuto;
+  native::WeightDtype weight_dtype = native::WeightDtype::kAuto;
   std::vector<unsigned> prompts = {32, 64, 128, 256, 512, 1024, 2048};
   std::vector<unsigned> batches = {1, 2, 4, 8, 16, 32, 64};
   std::vector<unsigned> contexts = {1, 512, 1024, 2048, 4096, 8192};
@@ -126,7 +130,15 @@ Result<Options> parse(std::span<const std::string_view> args) {
       done = reader.take_choice(options.isa, {{"best", CpuIsa::kBest},
                                               {"portable", CpuIsa::kPortable},
                                               {"avx2", CpuIsa::kAvx2},
-                                              {"avx512", CpuIsa::kAvx512}});
+                                              {"avx512", CpuIsa::kAvx512},
+                                              {"avx512_bf16", CpuIsa::kAvx512Bf16}});
+    else if (name == "--cpu-path")
+      done = reader.take_choice(options.path, {{"auto", native::CpuPathChoice::kAuto},
+                                               {"oracle", native::CpuPathChoice::kOracle},
+                                               {"fast", native::CpuPathChoice::kFast}});
+    else if (name == "--weight-dtype")
+      done = reader.take_choice(options.weight_dtype,
+                                {{"auto", native::WeightDtype::kAuto}, {"int8", native::WeightDtype::kInt8}});
     else if (name == "--prompt-lengths")
       done = reader.take_list(options.prompts, 1U << 20);
     else if (name == "--batch-sizes")
@@ -170,9 +182,12 @@ class EngineBench {
     report_.threads = options_.threads > 0 ? options_.threads : usable_cpus();
     // First, so that start-up and memory are those of a process that serves.
     if (options_.parts.load) {
-      auto level =
-          measure_engine({.model = options_.model, .load_format = options_.load_format, .threads = report_.threads},
-                         options_.loads, options_.seconds);
+      auto level = measure_engine({.model = options_.model,
+                                   .load_format = options_.load_format,
+                                   .cpu_path = options_.path,
+                                   .weight_dtype = options_.weight_dtype,
+                                   .threads = report_.threads},
+                                  options_.loads, options_.seconds);
       if (!level) return level.error().with_context("engine");
       report_.engine = *std::move(level);
     }
@@ -199,9 +214,9 @@ class EngineBench {
   static constexpr uint32_t kTokensPerBlock = 32;
 
   Result<void> load() {
-    const native::Kernels* kernels = native::kernels_for(options_.isa);
-    if (kernels == nullptr) return unsupported("--isa: this machine lacks the instruction set");
-    report_.isa = kernels->name;
+    if (native::kernels_for(options_.isa) == nullptr) {
+      return unsupported("--isa: this machine lacks the instruction set");
+    }
     forget_peak_memory();
 
     auto start = Clock::now();
@@ -215,9 +230,15 @@ class EngineBench {
     if (auto done = choose_runs(); !done) return done;
 
     start = Clock::now();
-    auto weights = native::load_weights(config_, *directory, options_.load_format);
+    const auto layout = native::layout_for(options_.path, options_.weight_dtype);
+    if (!layout) return layout.error();
+    auto weights = native::load_weights(config_, *directory, options_.load_format, {}, *layout);
     if (!weights) return weights.error();
+    if (auto done = native::check_loaded(options_.path, options_.weight_dtype, *weights); !done) return done.error();
     report_.start.weights_s = seconds_since(start);
+    const native::CpuPath path = native::path_of(weights->layout);
+    report_.isa = native::cpu_kernels_name(path, options_.isa);
+    report_.path = fmt::format("{} path, {} weights", to_string(path), to_string(weights->layout));
     report_.weight_bytes = weights->bytes();
     report_.loaded_resident_bytes = read_resident_memory().now_bytes;
     return make_executor(std::move(*weights));
@@ -243,7 +264,7 @@ class EngineBench {
 
   Result<void> make_executor(native::Weights weights) {
     const uint32_t most_rows = *std::ranges::max_element(options_.batches);
-    const uint64_t page_bytes = native::kv_bytes_per_page(config_, kTokensPerBlock);
+    const uint64_t page_bytes = native::kv_bytes_per_page(config_, kTokensPerBlock, native::path_of(weights.layout));
     uint64_t pages = pages_needed(prompts_, decodes_, kTokensPerBlock);
     if (options_.parts.cost) {
       const uint64_t cost_bytes = options_.cost_kv_mib > 0

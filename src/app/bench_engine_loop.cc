@@ -197,7 +197,8 @@ Result<EngineLevelReport> measure_engine(native::LoadOptions options, const std:
   report.load_s = seconds_between(start, loaded_at);
   const engine::Caps caps = engine.caps();
   report.kv_pool_tokens = caps.total_kv_blocks * caps.kv_block_size;
-  report.kv_pool_bytes = caps.total_kv_blocks * native::kv_bytes_per_page(loaded->config, caps.kv_block_size);
+  report.kv_pool_bytes =
+      caps.total_kv_blocks * native::kv_bytes_per_page(loaded->config, caps.kv_block_size, loaded->cpu_path);
   for (const EngineLoad& load : loads) {
     if (load.input + uint64_t{load.output} > caps.max_seq_len)
       return invalid_argument(fmt::format("a load of {} and {} tokens: the model's context is {}", load.input,

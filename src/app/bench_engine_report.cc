@@ -114,8 +114,8 @@ Json engine_json(const EngineLevelReport& engine) {
 std::string to_table(const EngineReport& report) {
   const EngineStart& start = report.start;
   const Ceilings& ceilings = report.ceilings;
-  std::string out = fmt::format("{}\n{} ({}{}), {}, {} threads\n\n", machine(), report.model, report.architecture,
-                                report.dummy_weights ? ", dummy weights" : "", report.isa, report.threads);
+  std::string out = fmt::format("{}\n{} ({}{}), {}, {}, {} threads\n\n", machine(), report.model, report.architecture,
+                                report.dummy_weights ? ", dummy weights" : "", report.path, report.isa, report.threads);
   out += fmt::format("ceilings   read {:.2f} GB/s ({} MiB buffer); multiply-add", giga(ceilings.read_bytes_per_s),
                      ceilings.buffer_bytes >> 20);
   for (const auto& [name, rate] : ceilings.all) out += fmt::format(" {} {:.1f}", name, giga(rate));
@@ -179,6 +179,7 @@ std::string to_json(const EngineReport& report) {
             {"model", report.model},
             {"architecture", report.architecture},
             {"dummy_weights", report.dummy_weights},
+            {"path", report.path},
             {"isa", report.isa},
             {"threads", report.threads},
             {"ceilings",

@@ -32,7 +32,8 @@ struct EngineReport {
   std::string model;
   std::string architecture;
   bool dummy_weights = false;
-  std::string isa;  // of the executor
+  std::string path;  // of the executor, and its weights' layout
+  std::string isa;   // of its kernels
   unsigned threads = 0;
   EngineStart start;
   uint64_t weight_bytes = 0;

@@ -48,6 +48,11 @@ Result<MadeEngine> make_native(const WorkerConfig& config) {
   options.model = config.model;
   options.load_format =
       config.load_format == LoadFormat::kDummy ? native::LoadFormat::kDummy : native::LoadFormat::kSafetensors;
+  options.cpu_path = config.cpu_path == CpuPath::kOracle ? native::CpuPathChoice::kOracle
+                     : config.cpu_path == CpuPath::kFast ? native::CpuPathChoice::kFast
+                                                         : native::CpuPathChoice::kAuto;
+  options.weight_dtype =
+      config.weight_dtype == WeightDtype::kInt8 ? native::WeightDtype::kInt8 : native::WeightDtype::kAuto;
   options.max_batch_size = config.max_batch_size;
   options.max_num_tokens = config.max_num_tokens;
   options.max_seq_len = config.max_seq_len.value_or(0);

@@ -106,13 +106,17 @@ Result<LoadedEngine> load_engine(const LoadOptions& options) {
   const auto max_seq_len = sequence_length(options, *config);
   if (!max_seq_len) return max_seq_len.error();
 
+  const auto layout = layout_for(options.cpu_path, options.weight_dtype);
+  if (!layout) return layout.error();
   const auto start = Clock::now();
-  auto weights = load_weights(*config, *directory, options.load_format, progress_log());
+  auto weights = load_weights(*config, *directory, options.load_format, progress_log(), *layout);
   if (!weights) return weights.error();
+  if (auto done = check_loaded(options.cpu_path, options.weight_dtype, *weights); !done) return done.error();
+  const CpuPath path = path_of(weights->layout);
   DYN_INFO("engine", "{}: {:.2f} GiB of weights in {:.1f} s", config->architecture, gib(weights->bytes()),
            seconds_since(start));
 
-  const uint64_t bytes_per_page = kv_bytes_per_page(*config, options.tokens_per_block);
+  const uint64_t bytes_per_page = kv_bytes_per_page(*config, options.tokens_per_block, path);
   const auto pages = kv_pages(options, *max_seq_len, bytes_per_page, available_memory_bytes());
   if (!pages) return pages.error();
   const uint64_t pool_tokens = uint64_t{*pages} * options.tokens_per_block;
@@ -122,6 +126,8 @@ Result<LoadedEngine> load_engine(const LoadOptions& options) {
     DYN_WARN("engine", "max_seq_len is lowered from {} to {}: the KV cache holds no more", *max_seq_len, pool_tokens);
   }
 
+  DYN_INFO("engine", "CPU executor: {} path, {} weights, {} kernels, results independent of the batch", to_string(path),
+           to_string(weights->layout), cpu_kernels_name(path));
   const ExecutorLimits limits{.max_batch_size = options.max_batch_size,
                               .max_num_tokens = options.max_num_tokens,
                               .tokens_per_block = options.tokens_per_block,
@@ -131,7 +137,7 @@ Result<LoadedEngine> load_engine(const LoadOptions& options) {
   auto engine = make_native_engine(options.engine, std::move(*executor),
                                    {.vocab_size = config->vocab_size, .max_seq_len = *max_seq_len});
   if (!engine) return engine.error();
-  return LoadedEngine{std::move(*engine), std::move(*config), std::move(*directory)};
+  return LoadedEngine{std::move(*engine), std::move(*config), std::move(*directory), path};
 }
 
 }  // namespace dyn::native

@@ -14,6 +14,7 @@
 
 #include "base/result.h"
 #include "engine/engine.h"
+#include "native/exec/cpu/cpu_path.h"
 #include "native/model/model_config.h"
 #include "native/model/weights.h"
 #include "native/native_engine.h"
@@ -23,6 +24,8 @@ namespace dyn::native {
 struct LoadOptions {
   std::string model;  // directory, or the name of a model in the Hugging Face cache
   LoadFormat load_format = LoadFormat::kSafetensors;
+  CpuPathChoice cpu_path = CpuPathChoice::kAuto;
+  WeightDtype weight_dtype = WeightDtype::kAuto;
 
   uint32_t max_batch_size = 64;
   uint32_t max_num_tokens = 512;  // of a step; longer prompts are computed in chunks
@@ -45,6 +48,7 @@ struct LoadedEngine {
   std::unique_ptr<engine::Engine> engine;
   ModelConfig config;
   std::string directory;  // of config.json and tokenizer
+  CpuPath cpu_path = CpuPath::kOracle;
 };
 
 Result<LoadedEngine> load_engine(const LoadOptions& options);

@@ -74,6 +74,32 @@ constexpr Option kOptions[] = {
      .group = Group::kEngine,
      .help = "Compute threads of the native engine on the CPU. 0: one for every processor that this process may use."},
 
+    {.name = "cpu-path",
+     .env = "*",
+     .type = Type::kEnum,
+     .choices = "auto oracle fast",
+     .fallback = "auto",
+     .group = Group::kEngine,
+     .help = "Path of the native engine on the CPU. fast: packed weights, BF16 KV cache, BF16 products where the "
+             "processor has them. oracle: F32 throughout, the reference. auto: fast for BF16 checkpoints."},
+    {.name = "weight-dtype",
+     .env = "*",
+     .type = Type::kEnum,
+     .choices = "auto int8",
+     .fallback = "auto",
+     .group = Group::kEngine,
+     .help =
+         "Type of the weights in memory. auto: as in the checkpoint. int8: made of BF16 when loaded, with one scale "
+         "an output channel; activations stay as they are."},
+    {.name = "batch-invariant",
+     .env = "*",
+     .type = Type::kBool,
+     .fallback = "false",
+     .group = Group::kEngine,
+     .effect = Effect::kNoEffect,
+     .why = "results of the native engine on the CPU never depend on the batch, on chunks or on threads",
+     .help = "Give a request the same tokens whatever else is computed with it."},
+
     // ---- Batching and lengths
     {.name = "max-batch-size",
      .env = "*",

@@ -113,6 +113,13 @@ class Builder {
     if (settings_.text("device") != "cuda") config_.device = Device::kCpu;  // auto: what this build has
     const uint32_t threads = count("threads");
     config_.threads = threads > 0 ? threads : std::max(1U, usable_cpus());
+    const std::string path = settings_.text("cpu-path");
+    config_.cpu_path = path == "oracle" ? CpuPath::kOracle : path == "fast" ? CpuPath::kFast : CpuPath::kAuto;
+    config_.weight_dtype = settings_.text("weight-dtype") == "int8" ? WeightDtype::kInt8 : WeightDtype::kAuto;
+    if (config_.cpu_path == CpuPath::kOracle && config_.weight_dtype == WeightDtype::kInt8) {
+      fail("weight-dtype", "the CPU's oracle path multiplies weights as they are stored",
+           "use --cpu-path fast (or auto)");
+    }
     config_.max_batch_size = count("max-batch-size");
     config_.max_num_tokens = count("max-num-tokens");
     config_.max_seq_len = optional<uint32_t>("max-seq-len");
@@ -144,7 +151,8 @@ class Builder {
     for (const Option& option : option_table()) {
       const Setting& setting = settings_.get(option);
       const bool of_mock = option.group == Group::kMock;
-      const bool of_native = option.name == "threads" || option.name == "kv-cache-bytes" ||
+      const bool of_native = option.name == "threads" || option.name == "cpu-path" || option.name == "weight-dtype" ||
+                             option.name == "batch-invariant" || option.name == "kv-cache-bytes" ||
                              option.name == "load-format" || option.name == "device" ||
                              option.name == "kv_cache_config.max_tokens" ||
                              option.name == "kv_cache_config.enable_block_reuse" || option.name == "max-num-tokens" ||

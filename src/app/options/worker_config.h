@@ -23,6 +23,8 @@ namespace dyn::app {
 enum class EngineKind : uint8_t { kNative, kMock };
 enum class Device : uint8_t { kCpu };
 enum class LoadFormat : uint8_t { kAuto, kDummy };
+enum class CpuPath : uint8_t { kAuto, kOracle, kFast };
+enum class WeightDtype : uint8_t { kAuto, kInt8 };
 enum class CapacityPolicy : uint8_t { kGuaranteedNoEvict, kMaxUtilization };
 enum class DynamoCompat : uint8_t { k08, k10, k15 };
 enum class DiscoveryKind : uint8_t { kFile, kMem };
@@ -48,6 +50,8 @@ struct WorkerConfig {
   // ---- Engine
   EngineKind engine = EngineKind::kNative;
   Device device = Device::kCpu;
+  CpuPath cpu_path = CpuPath::kAuto;
+  WeightDtype weight_dtype = WeightDtype::kAuto;
   uint32_t threads = 1;                         // compute threads, at least 1
   uint32_t max_batch_size = 0;                  // sequences of a step
   uint32_t max_num_tokens = 0;                  // tokens of a step
