@@ -20,6 +20,8 @@
 #include "native/exec/cpu/cpu_executor.h"
 #include "native/exec/cpu/host_memory.h"
 #include "native/exec/cpu/kernels.h"
+#include "native/exec/cuda/cuda_executor.h"
+#include "native/exec/cuda/load_cuda.h"
 #include "native/load_engine.h"
 #include "native/model/model_dir.h"
 
@@ -38,6 +40,7 @@ beside the read bandwidth and the multiply-add rate of this machine, measured in
 
   --model DIR|NAME         model directory, or a model in the Hugging Face cache
   --load-format auto|dummy the model's files, or random weights (config.json is all that is needed)  [auto]
+  --device auto|cpu|cuda   where it computes                          [auto: on a GPU where one can be used]
   --threads N              compute threads                            [all usable CPUs]
   --isa best|portable|avx2|avx512|avx512_bf16    instruction set of the kernels  [best]
   --cpu-path auto|oracle|fast  path of the executor: fast for BF16 checkpoints  [auto]
@@ -69,6 +72,7 @@ enum class Form : uint8_t { kTable, kJson, kMarkdown };
 struct Options {
   std::string model;
   native::LoadFormat load_format = native::LoadFormat::kSafetensors;
+  native::DeviceChoice device = native::DeviceChoice::kAuto;
   unsigned threads = 0;  // 0: usable_cpus()
   CpuIsa isa = CpuIsa::kBest;
   native::CpuPathChoice path = native::CpuPathChoice::kAuto;
@@ -124,6 +128,10 @@ Result<Options> parse(std::span<const std::string_view> args) {
     else if (name == "--load-format")
       done = reader.take_choice(options.load_format,
                                 {{"auto", native::LoadFormat::kSafetensors}, {"dummy", native::LoadFormat::kDummy}});
+    else if (name == "--device")
+      done = reader.take_choice(options.device, {{"auto", native::DeviceChoice::kAuto},
+                                                 {"cpu", native::DeviceChoice::kCpu},
+                                                 {"cuda", native::DeviceChoice::kCuda}});
     else if (name == "--threads")
       done = reader.take(options.threads, 1U, 1024U);
     else if (name == "--isa")
@@ -180,9 +188,16 @@ class EngineBench {
     report_.model = options_.model;
     report_.dummy_weights = options_.load_format == native::LoadFormat::kDummy;
     report_.threads = options_.threads > 0 ? options_.threads : usable_cpus();
+    const bool any_path =
+        options_.path == native::CpuPathChoice::kAuto && options_.weight_dtype == native::WeightDtype::kAuto;
+    on_gpu_ = options_.device == native::DeviceChoice::kCuda ||
+              (options_.device == native::DeviceChoice::kAuto && any_path && native::probe_cuda().ok());
+    if (on_gpu_ && !any_path)
+      return unsupported("--cpu-path and --weight-dtype are the CPU's: leave out --device cuda");
     // First, so that start-up and memory are those of a process that serves.
     if (options_.parts.load) {
       auto level = measure_engine({.model = options_.model,
+                                   .device = on_gpu_ ? native::DeviceChoice::kCuda : native::DeviceChoice::kCpu,
                                    .load_format = options_.load_format,
                                    .cpu_path = options_.path,
                                    .weight_dtype = options_.weight_dtype,
@@ -198,8 +213,10 @@ class EngineBench {
       executor_.reset();  // so that its memory is free for the buffer
     }
     std::fputs("ceilings\n", stderr);
-    auto ceilings = measure_ceilings(
-        {.threads = report_.threads, .isa = options_.isa, .seconds = std::min(options_.seconds, kCeilingSeconds)});
+    auto ceilings = on_gpu_ ? measure_gpu_ceilings()
+                            : measure_ceilings({.threads = report_.threads,
+                                                .isa = options_.isa,
+                                                .seconds = std::min(options_.seconds, kCeilingSeconds)});
     if (!ceilings) return ceilings.error().with_context("ceilings");
     report_.ceilings = std::move(*ceilings);
     return std::move(report_);
@@ -211,6 +228,9 @@ class EngineBench {
   static constexpr uint64_t kMostCostBytes = uint64_t{4} << 30;
   // As the engine that serves has them.
   static constexpr uint32_t kTokensPerStep = 512;
+  static constexpr uint32_t kTokensPerGpuStep = 8192;
+  static constexpr uint64_t kGpuReadBytes = uint64_t{4} << 30;
+  static constexpr double kBf16FlopsOfMultiprocessor = 7.5e12;  // H100 and H200 SXM: 989 TFLOP/s of 132
   static constexpr uint32_t kTokensPerBlock = 32;
 
   Result<void> load() {
@@ -229,6 +249,7 @@ class EngineBench {
     report_.start.config_s = seconds_since(start);
     if (auto done = choose_runs(); !done) return done;
 
+    if (on_gpu_) return load_gpu(*directory);
     start = Clock::now();
     const auto layout = native::layout_for(options_.path, options_.weight_dtype);
     if (!layout) return layout.error();
@@ -262,28 +283,68 @@ class EngineBench {
     return {};
   }
 
-  Result<void> make_executor(native::Weights weights) {
+  // Rows of a step and pages of the pool that the runs need; `free_bytes`: of memory for the pool.
+  native::ExecutorLimits limits_for(uint64_t page_bytes, uint64_t free_bytes, uint32_t tokens_per_step) {
     const uint32_t most_rows = *std::ranges::max_element(options_.batches);
-    const uint64_t page_bytes = native::kv_bytes_per_page(config_, kTokensPerBlock, native::path_of(weights.layout));
     uint64_t pages = pages_needed(prompts_, decodes_, kTokensPerBlock);
     if (options_.parts.cost) {
-      const uint64_t cost_bytes = options_.cost_kv_mib > 0
-                                      ? options_.cost_kv_mib << 20
-                                      : std::min(native::available_memory_bytes() / 4, kMostCostBytes);
+      const uint64_t cost_bytes =
+          options_.cost_kv_mib > 0 ? options_.cost_kv_mib << 20 : std::min(free_bytes / 4, kMostCostBytes);
       pages = std::max(pages, cost_pages(cost_, kTokensPerBlock, cost_bytes / page_bytes));
     }
     report_.kv_pool_bytes = pages * page_bytes;
     report_.kv_pool_tokens = pages * kTokensPerBlock;
+    return {.max_batch_size = most_rows,
+            .max_num_tokens = std::max(most_rows, tokens_per_step),
+            .tokens_per_block = kTokensPerBlock,
+            .num_pages = static_cast<uint32_t>(pages)};
+  }
+
+  Result<void> load_gpu(const std::string& directory) {
+    auto device = native::CudaDevice::open({});
+    if (!device) return device.error().with_context("device cuda");
+    const auto free = device->free_bytes();
+    if (!free) return free.error();
+    const auto limits = limits_for(native::cuda_kv_bytes_per_page(config_, kTokensPerBlock), *free, kTokensPerGpuStep);
+    auto loaded = native::load_cuda_executor(
+        {.format = options_.load_format, .limits = limits, .max_seq_len = config_.max_positions}, config_, directory);
+    if (!loaded) return loaded.error();
+    report_.isa = loaded->device.name;
+    report_.path = "CUDA executor, bf16";
+    report_.start.weights_s = loaded->weights_s;
+    report_.start.executor_s = loaded->device_s + loaded->executor_s;
+    report_.weight_bytes = loaded->weight_bytes;
+    report_.loaded_resident_bytes = read_resident_memory().now_bytes;
+    executor_ = std::move(loaded->executor);
+    return {};
+  }
+
+  // Reading is measured; the rate of the tensor cores is that of the vendor's sheet.
+  static Result<Ceilings> measure_gpu_ceilings() {
+    auto device = native::CudaDevice::open({});
+    if (!device) return device.error();
+    Ceilings ceilings;
+    ceilings.buffer_bytes = kGpuReadBytes;
+    native::cuda::ErrorText error{};
+    if (auto done = native::CudaDevice::check(
+            device->api().measure_read(device->handle(), kGpuReadBytes, &ceilings.read_bytes_per_s, &error), error,
+            "read bandwidth");
+        !done)
+      return done.error();
+    ceilings.flops_per_s = device->facts().multiprocessors * kBf16FlopsOfMultiprocessor;
+    ceilings.all.emplace_back("bf16-datasheet", ceilings.flops_per_s);
+    return ceilings;
+  }
+
+  Result<void> make_executor(native::Weights weights) {
+    const auto limits = limits_for(native::kv_bytes_per_page(config_, kTokensPerBlock, native::path_of(weights.layout)),
+                                   native::available_memory_bytes(), kTokensPerStep);
     if (const uint64_t free = native::available_memory_bytes(); report_.kv_pool_bytes > free) {
       return Error{Code::kOverloaded,
                    fmt::format("the KV pool needs {} MiB and {} MiB of memory are free: give smaller --batch-sizes "
                                "or --prompt-lengths",
                                report_.kv_pool_bytes >> 20, free >> 20)};
     }
-    const native::ExecutorLimits limits{.max_batch_size = most_rows,
-                                        .max_num_tokens = std::max(most_rows, kTokensPerStep),
-                                        .tokens_per_block = kTokensPerBlock,
-                                        .num_pages = static_cast<uint32_t>(pages)};
     const auto start = Clock::now();
     auto executor = native::make_cpu_executor(config_, std::move(weights), limits,
                                               {.threads = report_.threads, .isa = options_.isa});
@@ -329,6 +390,7 @@ class EngineBench {
   std::vector<unsigned> prompts_;
   std::vector<DecodeShape> decodes_;
   CostShapes cost_;
+  bool on_gpu_ = false;
   std::unique_ptr<native::Executor> executor_;
   EngineReport report_;
 };

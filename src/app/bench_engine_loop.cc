@@ -9,6 +9,7 @@
 
 #include "app/bench_arguments.h"
 #include "native/exec/cpu/cpu_executor.h"
+#include "native/exec/cuda/cuda_executor.h"
 
 namespace dyn::app::bench {
 namespace {
@@ -157,7 +158,7 @@ void fit(native::LoadOptions& options, const std::vector<EngineLoad>& loads) {
     const uint64_t blocks = (uint64_t{load.input} + load.output) / options.tokens_per_block + 2;
     pool_tokens = std::max(pool_tokens, load.sequences * blocks * options.tokens_per_block);
   }
-  options.max_num_tokens = std::max(options.max_num_tokens, options.max_batch_size);
+  if (options.max_num_tokens != 0) options.max_num_tokens = std::max(options.max_num_tokens, options.max_batch_size);
   options.kv_cache_max_tokens = pool_tokens + 8 * uint64_t{options.tokens_per_block};
 }
 
@@ -198,7 +199,9 @@ Result<EngineLevelReport> measure_engine(native::LoadOptions options, const std:
   const engine::Caps caps = engine.caps();
   report.kv_pool_tokens = caps.total_kv_blocks * caps.kv_block_size;
   report.kv_pool_bytes =
-      caps.total_kv_blocks * native::kv_bytes_per_page(loaded->config, caps.kv_block_size, loaded->cpu_path);
+      caps.total_kv_blocks * (loaded->on_gpu
+                                  ? native::cuda_kv_bytes_per_page(loaded->config, caps.kv_block_size)
+                                  : native::kv_bytes_per_page(loaded->config, caps.kv_block_size, loaded->cpu_path));
   for (const EngineLoad& load : loads) {
     if (load.input + uint64_t{load.output} > caps.max_seq_len)
       return invalid_argument(fmt::format("a load of {} and {} tokens: the model's context is {}", load.input,

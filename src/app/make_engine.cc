@@ -54,7 +54,11 @@ Result<MadeEngine> make_native(const WorkerConfig& config) {
   options.weight_dtype =
       config.weight_dtype == WeightDtype::kInt8 ? native::WeightDtype::kInt8 : native::WeightDtype::kAuto;
   options.max_batch_size = config.max_batch_size;
-  options.max_num_tokens = config.max_num_tokens;
+  options.device = config.device == Device::kCuda  ? native::DeviceChoice::kCuda
+                   : config.device == Device::kCpu ? native::DeviceChoice::kCpu
+                                                   : native::DeviceChoice::kAuto;
+  options.gpu_memory_fraction = config.free_gpu_memory_fraction;
+  options.max_num_tokens = config.max_num_tokens_given ? config.max_num_tokens : 0;
   options.max_seq_len = config.max_seq_len.value_or(0);
   options.tokens_per_block = config.kv_block_size;
   options.kv_cache_bytes = config.kv_cache_bytes.value_or(0);
@@ -68,7 +72,9 @@ Result<MadeEngine> make_native(const WorkerConfig& config) {
   options.engine.max_queue_size = config.max_queue_size;
   auto loaded = native::load_engine(options);
   if (!loaded) return loaded.error();
-  return MadeEngine{.engine = std::move(loaded->engine), .bos = loaded->config.bos_token_id.value_or(0)};
+  return MadeEngine{.engine = std::move(loaded->engine),
+                    .device_type = loaded->on_gpu ? "cuda" : "cpu",
+                    .bos = loaded->config.bos_token_id.value_or(0)};
 }
 
 }  // namespace

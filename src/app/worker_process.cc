@@ -105,6 +105,7 @@ Result<void> WorkerProcess::load_engine() {
   auto made = make_engine(config_, files_);
   if (!made) return made.error();
   engine_ = std::move(made->engine);
+  device_type_ = made->device_type;
   bos_ = made->bos;
   dispatcher_ = std::make_unique<worker::Dispatcher>(net_loops_);
   dispatcher_->set_engine(engine_.get());
@@ -198,7 +199,7 @@ llm::ModelCard WorkerProcess::make_card() const {
 }
 
 runtime::InstanceTraits WorkerProcess::instance_traits() const {
-  return {.device_type = "cpu", .codec = config_.msgpack_codec ? "msgpack" : "json"};
+  return {.device_type = device_type_, .codec = config_.msgpack_codec ? "msgpack" : "json"};
 }
 
 Result<void> WorkerProcess::publish() {

@@ -75,6 +75,7 @@ class WorkerProcess {
   std::unique_ptr<worker::KvEventPublisher> kv_events_;  // empty: not published
   std::unique_ptr<worker::LoadPublisher> load_;          // empty: not published
   std::unique_ptr<engine::Engine> engine_;
+  const char* device_type_ = "cpu";
   llm::TokenId bos_ = 1;
   std::unique_ptr<worker::RequestHandler> handler_;
   std::optional<runtime::Canary> canary_;

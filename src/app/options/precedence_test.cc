@@ -191,11 +191,11 @@ TEST(Flags, AllProblemsAreToldAtOnce) {
 }
 
 TEST(Flags, WithoutEffectIsToldOnceAndOnlyWhenItIsNotTheDefault) {
-  auto changed = resolve({"--free-gpu-memory-fraction", "0.5"});
+  auto changed = resolve({"--disable-request-abort"});
   ASSERT_TRUE(changed);
   EXPECT_EQ(changed->notices.size(), 1U);
-  EXPECT_THAT(changed->notices[0].text, HasSubstr("--free-gpu-memory-fraction 0.5 is without effect"));
-  EXPECT_TRUE(resolve({"--free-gpu-memory-fraction", "0.9"})->notices.empty());
+  EXPECT_THAT(changed->notices[0].text, HasSubstr("--disable-request-abort is without effect"));
+  EXPECT_TRUE(resolve({"--disable-request-abort=false"})->notices.empty());
 }
 
 TEST(Flags, RangesAndTypesAreChecked) {

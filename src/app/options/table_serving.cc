@@ -61,10 +61,9 @@ constexpr Option kOptions[] = {
      .choices = "auto cpu cuda",
      .fallback = "auto",
      .group = Group::kEngine,
-     .refuses = "cuda",
-     .why = "the CUDA executor is not in this build",
-     .instead = "use --device cpu (or auto)",
-     .help = "Where the native engine computes."},
+     .help =
+         "Where the native engine computes. auto: on the GPU when the CUDA module and a usable GPU are there, else on "
+         "the CPU."},
     {.name = "threads",
      .env = "*",
      .type = Type::kInt,
@@ -120,8 +119,10 @@ constexpr Option kOptions[] = {
      .fallback = "512",
      .metavar = "N",
      .group = Group::kBatching,
-     .help = "Most tokens in one step, prompt chunks and decoded tokens together; max_num_batched_tokens of the model "
-             "card. Small enough that a step stays short on a CPU. TensorRT-LLM: 8192, for GPUs."},
+     .help =
+         "Most tokens in one step, prompt chunks and decoded tokens together; max_num_batched_tokens of the model "
+         "card. Small enough that a step stays short on a CPU; where it is not given and the native engine runs on a "
+         "GPU it is 8192, as TensorRT-LLM's."},
     {.name = "max-seq-len",
      .env = "*",
      .engine_key = "max_seq_len",
@@ -151,6 +152,20 @@ constexpr Option kOptions[] = {
              "--engine-request-limit, else 40000."},
 
     // ---- KV cache
+    {.name = "free-gpu-memory-fraction",
+     .aliases = "kv-cache-free-gpu-mem-fraction",
+     .env = "*",
+     .engine_key = "kv_cache_config.free_gpu_memory_fraction",
+     .type = Type::kFloat,
+     .low = 0,
+     .high = 1,
+     .low_open = true,
+     .fallback = "0.9",
+     .metavar = "X",
+     .group = Group::kKvCache,
+     .help =
+         "On a GPU: share of the memory left after loading that the KV cache takes, unless --kv-cache-bytes says how "
+         "much. Without effect on the CPU."},
     {.name = "kv-block-size",
      .env = "*",
      .engine_key = "kv_cache_config.tokens_per_block",
@@ -167,7 +182,8 @@ constexpr Option kOptions[] = {
      .low = 1 << 20,
      .metavar = "SIZE",
      .group = Group::kKvCache,
-     .help = "Memory of the KV cache on the CPU, as 512M or 4GiB. Default: chosen from the free memory at start."},
+     .help = "Memory of the KV cache, as 512M or 4GiB. Default: chosen from the free memory at start, see "
+             "--free-gpu-memory-fraction for a GPU."},
 
     // ---- Name and discovery
     {.name = "namespace",

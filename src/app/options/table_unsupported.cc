@@ -65,16 +65,6 @@ constexpr Option kOptions[] = {
          }),
 
     // ---- Memory and KV cache
-    with(named(without_effect(kFlag, "free-gpu-memory-fraction", Type::kFloat, "0.9", Group::kKvCache,
-                              "the engine runs on the CPU, see --kv-cache-bytes",
-                              "Share of the free GPU memory that the KV cache takes."),
-               "*", "kv-cache-free-gpu-mem-fraction"),
-         [](Option& row) {
-           row.engine_key = "kv_cache_config.free_gpu_memory_fraction";
-           row.low = 0;
-           row.high = 1;
-           row.low_open = true;
-         }),
     named(accepting(refused(kFlag, "connector", Type::kList, {}, Group::kKvCache, "KV connectors are not built",
                             "leave it out, or set none", "KV cache connectors."),
                     "none"),

@@ -110,7 +110,8 @@ class Builder {
 
   void engine() {
     config_.engine = settings_.text("engine") == "mock" ? EngineKind::kMock : EngineKind::kNative;
-    if (settings_.text("device") != "cuda") config_.device = Device::kCpu;  // auto: what this build has
+    const std::string device = settings_.text("device");
+    config_.device = device == "cuda" ? Device::kCuda : device == "cpu" ? Device::kCpu : Device::kAuto;
     const uint32_t threads = count("threads");
     config_.threads = threads > 0 ? threads : std::max(1U, usable_cpus());
     const std::string path = settings_.text("cpu-path");
@@ -122,9 +123,11 @@ class Builder {
     }
     config_.max_batch_size = count("max-batch-size");
     config_.max_num_tokens = count("max-num-tokens");
+    config_.max_num_tokens_given = settings_.given("max-num-tokens");
     config_.max_seq_len = optional<uint32_t>("max-seq-len");
     config_.kv_block_size = count("kv-block-size");
     config_.kv_cache_bytes = optional<uint64_t>("kv-cache-bytes");
+    config_.free_gpu_memory_fraction = settings_.number("free-gpu-memory-fraction");
     config_.kv_cache_max_tokens = optional<uint64_t>("kv_cache_config.max_tokens");
     config_.enable_block_reuse = settings_.boolean("kv_cache_config.enable_block_reuse");
     config_.capacity_policy = settings_.text("scheduler_config.capacity_scheduler_policy") == "MAX_UTILIZATION"
@@ -154,7 +157,7 @@ class Builder {
       const bool of_native = option.name == "threads" || option.name == "cpu-path" || option.name == "weight-dtype" ||
                              option.name == "batch-invariant" || option.name == "kv-cache-bytes" ||
                              option.name == "load-format" || option.name == "device" ||
-                             option.name == "kv_cache_config.max_tokens" ||
+                             option.name == "free-gpu-memory-fraction" || option.name == "kv_cache_config.max_tokens" ||
                              option.name == "kv_cache_config.enable_block_reuse" || option.name == "max-num-tokens" ||
                              option.name == "scheduler_config.capacity_scheduler_policy";
       if (!setting.given() || !(config_.engine == EngineKind::kMock ? of_native : of_mock)) continue;

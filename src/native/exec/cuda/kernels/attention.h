@@ -51,7 +51,7 @@ cudaError_t launch_decode_attention(const DecodeAttentionParams& params, const L
 inline constexpr uint32_t kMaxDecodeSplits = 64;
 inline constexpr uint32_t kDecodeGroup = 8;  // query heads of a block
 
-// Splits that fill the machine; `max_context` bounds it so that a split has at least 128 tokens.
+// Splits that fill the machine; `max_context` bounds it so that a split has at least 64 tokens.
 uint32_t decode_splits(uint32_t rows, uint32_t heads, uint32_t kv_heads, uint32_t sms, uint32_t max_context);
 size_t decode_workspace_floats(uint32_t rows, uint32_t heads, uint32_t head_dim, uint32_t splits);
 

@@ -1,0 +1,7 @@
+#include "native/exec/cuda/kernels/decode_attention_impl.cuh"
+
+namespace dyn::native::cuda {
+
+template cudaError_t launch_decode_attention_dim<64>(const DecodeAttentionParams&, const Launch&);
+
+}  // namespace dyn::native::cuda

@@ -1,0 +1,7 @@
+#include "native/exec/cuda/kernels/prefill_attention_impl.cuh"
+
+namespace dyn::native::cuda {
+
+template cudaError_t launch_prefill_attention_dim<256>(const PrefillAttentionParams&, const Launch&);
+
+}  // namespace dyn::native::cuda
