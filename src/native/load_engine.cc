@@ -134,8 +134,9 @@ Result<LoadedEngine> load_engine(const LoadOptions& options) {
                               .num_pages = *pages};
   auto executor = make_cpu_executor(*config, std::move(*weights), limits, {.threads = options.threads});
   if (!executor) return executor.error();
-  auto engine = make_native_engine(options.engine, std::move(*executor),
-                                   {.vocab_size = config->vocab_size, .max_seq_len = *max_seq_len});
+  auto engine =
+      make_native_engine(options.engine, std::move(*executor),
+                         {.vocab_size = config->vocab_size, .max_seq_len = *max_seq_len, .window = config->window()});
   if (!engine) return engine.error();
   return LoadedEngine{std::move(*engine), std::move(*config), std::move(*directory), path};
 }
