@@ -217,8 +217,9 @@ Result<LoadedEngine> load_engine(const LoadOptions& given) {
   Loading loading{.options = options, .config = *config, .directory = *directory, .max_seq_len = *max_seq_len};
   auto executor = *gpu ? load_on_gpu(loading) : load_on_cpu(loading);
   if (!executor) return executor.error();
-  auto engine = make_native_engine(options.engine, std::move(*executor),
-                                   {.vocab_size = config->vocab_size, .max_seq_len = *max_seq_len});
+  auto engine =
+      make_native_engine(options.engine, std::move(*executor),
+                         {.vocab_size = config->vocab_size, .max_seq_len = *max_seq_len, .window = config->window()});
   if (!engine) return engine.error();
   return LoadedEngine{std::move(*engine), std::move(*config), std::move(*directory), loading.cpu_path, *gpu};
 }

@@ -28,7 +28,7 @@ void AggregatedHandler::handle(runtime::IncomingRequest incoming, std::shared_pt
     return;
   }
   if (request->max_tokens == 0) {
-    dispatcher.finish_empty(id, static_cast<uint32_t>(request->token_ids.size()));
+    dispatcher.finish_empty(id, static_cast<uint32_t>(request->token_ids.size()), request->num_choices);
     return;
   }
   if (auto submitted = context_.engine.submit(std::move(*request)); !submitted) {

@@ -64,8 +64,8 @@ class Dispatcher final : public engine::Observer {
   engine::RequestId open(std::shared_ptr<runtime::ResponseStream> stream, OpenRequest request);
   // One error item, then the end of the stream: the status that the error stands for reaches the user.
   void reject(engine::RequestId id, const Error& error);
-  // The whole answer is "length" without a token: max_tokens 0.
-  void finish_empty(engine::RequestId id, uint32_t prompt_tokens);
+  // The whole answer of each choice is "length" without a token: max_tokens 0.
+  void finish_empty(engine::RequestId id, uint32_t prompt_tokens, uint32_t choices = 1);
 
   // A request of the worker itself (warm-up, canary): no stream; `done` is called on the engine thread with the first
   // output. Returns the id to submit with.

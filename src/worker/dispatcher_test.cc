@@ -112,6 +112,39 @@ TEST_F(DispatcherTest, TokensReachTheirStreamsInOrder) {
   EXPECT_EQ(dispatcher_.open_requests(), 2U);
 }
 
+TEST_F(DispatcherTest, ChoicesCarryTheirIndexAndTheLastOneEndsTheStream) {
+  auto a = stream();
+  const auto id = open(a, {65});
+  const llm::TokenId one = 1;
+  auto second = token(id, one);
+  second.choice = 1;
+  step({token(id, one), second});
+  const std::string plain = R"({"data":{"data":{"token_ids":[1]}},"complete_final":false})";
+  EXPECT_THAT(a->items, ElementsAre(plain, HasSubstr(R"("index":1)")));
+  const llm::TopLogprob scores[] = {{7, -0.5F, 0}, {9, -0.25F, 1}};
+  second.finish = engine::FinishReason::kStop;
+  second.stop_token = 65;
+  second.more_choices = true;
+  auto first = token(id, one);
+  first.finish = engine::FinishReason::kLength;
+  first.completion_tokens = 4;
+  first.prompt_logprobs = scores;
+  first.prompt_top_width = 2;
+  step({second});
+  ASSERT_EQ(a->items.size(), 3U);
+  EXPECT_THAT(a->items[2], HasSubstr(R"("finish_reason":"stop","stop_reason":65,"index":1)"));
+  EXPECT_THAT(a->items[2], ::testing::Not(HasSubstr("completion_usage")));
+  EXPECT_FALSE(a->finished);
+  EXPECT_EQ(a->flushes, 2);
+  step({first});
+  ASSERT_EQ(a->items.size(), 4U);
+  EXPECT_THAT(a->items[3], HasSubstr(R"("completion_tokens":4)"));
+  EXPECT_THAT(a->items[3],
+              HasSubstr(R"("prompt_logprobs":[null,{"7":{"logprob":-0.5},"9":{"logprob":-0.25,"rank":1}}])"));
+  EXPECT_TRUE(a->finished);
+  EXPECT_EQ(dispatcher_.open_requests(), 0U);
+}
+
 TEST_F(DispatcherTest, TheLastChunkCarriesReasonUsageAndOnlyTheUsersStopToken) {
   auto a = stream();
   auto b = stream();
