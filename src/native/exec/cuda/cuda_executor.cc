@@ -68,6 +68,7 @@ class CudaExecutor final : public Executor {
       CudaSlot& slot = slots_[start.slot];
       slot.sampler.start(start.sampling, start.prompt, start.generated, config_.vocab_size);
       slot.on_host = false;
+      ++slot.sequences;
     }
     const uint32_t index = next_;
     Flight& flight = flights_[index];
@@ -78,6 +79,8 @@ class CudaExecutor final : public Executor {
     ++in_flight_;
     flight.plan = &plan;
     flight.on_host.assign(plan.samples.size(), 0);
+    flight.sequences.clear();
+    for (const SampleRow& sample : plan.samples) flight.sequences.push_back(slots_[sample.slot].sequences);
     known_.assign(plan.samples.size(), kTokenOfPreviousStep);
     return finish_on_host(flight);
   }
@@ -121,8 +124,9 @@ class CudaExecutor final : public Executor {
   struct Flight {
     const StepPlan* plan = nullptr;
     std::span<std::byte> staging;
-    std::vector<uint8_t> on_host;  // [samples] 1: in `samples`
-    std::vector<Sample> samples;   // [samples]
+    std::vector<uint32_t> sequences;  // [samples] CudaSlot::sequences when it was enqueued
+    std::vector<uint8_t> on_host;     // [samples] 1: in `samples`
+    std::vector<Sample> samples;      // [samples]
     std::vector<std::vector<engine::TopLogprob>> tops;
     bool finished = false;  // `result` is whole
     StepResult result;
@@ -270,7 +274,9 @@ class CudaExecutor final : public Executor {
         }
       }
       result.top_offsets.push_back(static_cast<uint32_t>(result.top.size()));
-      if (result.not_finite[s] == 0) slots_[row.slot].sampler.add(result.tokens[s]);
+      CudaSlot& slot = slots_[row.slot];
+      // Another sequence may have entered the slot since.
+      if (result.not_finite[s] == 0 && slot.sequences == flight.sequences[s]) slot.sampler.add(result.tokens[s]);
     }
   }
 

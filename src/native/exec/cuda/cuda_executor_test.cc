@@ -339,6 +339,36 @@ TEST_F(CudaHost, BadWordsAreSampledByTheHost) {
   EXPECT_EQ(fake->logits_read, 4);
 }
 
+// A sequence ends, another enters its slot while the last step of the first is in flight: the second's answer does not
+// begin with the first's token.
+TEST_F(CudaHost, AStepInFlightDoesNotReachTheNextSequenceOfItsSlot) {
+  auto executor = make();
+  const TokenId of_first = follow(10, 0);
+  const TokenId of_second = follow(40, 0);
+  const auto plan_of = [](TokenId token, PageId page) {
+    StepPlan plan;
+    plan.tokens = {token};
+    plan.positions = {0};
+    plan.row_offsets = {0, 1};
+    plan.context_lens = {1};
+    plan.pages = {page};
+    plan.page_offsets = {0, 1};
+    plan.samples = {{.row = 0, .slot = 3}};
+    return plan;
+  };
+  StepPlan first = plan_of(10, 1);
+  first.slot_starts = {{.slot = 3, .sampling = {.temperature = 0}}};
+  StepPlan second = plan_of(40, 2);
+  second.slot_starts = {{.slot = 3, .sampling = {.temperature = 0, .bad_words = {{of_first, of_second}}}}};
+  ASSERT_TRUE(executor->enqueue(first).ok());
+  ASSERT_TRUE(executor->enqueue(second).ok());
+  StepResult result;
+  ASSERT_TRUE(executor->collect(result).ok());
+  EXPECT_EQ(result.tokens[0], of_first);
+  ASSERT_TRUE(executor->collect(result).ok());
+  EXPECT_EQ(result.tokens[0], of_second);
+}
+
 TEST_F(CudaHost, ManyAlternativesComeFromTheHost) {
   auto executor = make();
   StepDriver driver(*executor);

@@ -26,8 +26,9 @@ namespace dyn::native {
 
 // A slot of the executor: what the device does not know of it.
 struct CudaSlot {
-  SamplerSlot sampler;   // kept up to date for slots with penalties and for those that the host samples
-  bool on_host = false;  // its rows are sampled by the host until another sequence enters
+  SamplerSlot sampler;     // kept up to date for slots with penalties and for those that the host samples
+  uint32_t sequences = 0;  // that have entered so far: a step in flight may be of one before
+  bool on_host = false;    // its rows are sampled by the host until another sequence enters
 };
 
 // Rows of CUDA graphs, ascending: 1, 2, 4, 8, 16, 24, ... in steps of 8 to 64, of 16 to 256, then of 32; the last is
