@@ -8,6 +8,8 @@ template <uint32_t kDim>
 cudaError_t launch_decode_attention_dim(const DecodeAttentionParams& params, const Launch& on);
 template <uint32_t kDim>
 cudaError_t launch_prefill_attention_dim(const PrefillAttentionParams& params, const Launch& on);
+template <uint32_t kDim>
+cudaError_t launch_prefill_attention_wgmma(const PrefillAttentionParams& params, const Launch& on);
 
 namespace {
 
@@ -42,6 +44,11 @@ cudaError_t launch_decode_attention(const DecodeAttentionParams& params, const L
 cudaError_t launch_prefill_attention(const PrefillAttentionParams& params, const Launch& on) {
   if (params.num_tiles == 0) return cudaSuccess;
   if (!valid(params.kv, params.heads)) return cudaErrorInvalidValue;
+  // The faster kernel; what it does not do is left to the plain one.
+  if (params.soft_cap <= 0.0F && params.kv.tokens_per_page <= 128 && params.kv.page_stride % 8 == 0) {
+    if (params.head_dim == 64) return launch_prefill_attention_wgmma<64>(params, on);
+    if (params.head_dim == 128) return launch_prefill_attention_wgmma<128>(params, on);
+  }
   switch (params.head_dim) {
     case 64:
       return launch_prefill_attention_dim<64>(params, on);

@@ -46,7 +46,8 @@ struct Batch {
       }
       for (uint32_t p = context; p % tokens_per_page != 0; ++p) {
         for (uint32_t h = 0; h < kv_heads; ++h) {
-          const size_t at = size_t(pages.back()) * page_stride + layer_at + (h * tokens_per_page + p % tokens_per_page) * dim;
+          const size_t at =
+              size_t(pages.back()) * page_stride + layer_at + (h * tokens_per_page + p % tokens_per_page) * dim;
           std::fill_n(pool.begin() + at, dim, Bf16{0x7FC0});
           std::fill_n(pool.begin() + at + value_offset(), dim, Bf16{0x7FC0});
         }
@@ -54,7 +55,8 @@ struct Batch {
       for (uint32_t i = 0; i < fresh; ++i) {
         const uint32_t position = context - fresh + i;
         positions.push_back(int32_t(position));
-        kv_slots.push_back(int64_t{pages[first + position / tokens_per_page]} * tokens_per_page + position % tokens_per_page);
+        kv_slots.push_back(int64_t{pages[first + position / tokens_per_page]} * tokens_per_page +
+                           position % tokens_per_page);
       }
       row_offsets.push_back(row_offsets.back() + fresh);
       context_lens.push_back(int32_t(context));
@@ -111,7 +113,8 @@ struct Batch {
     for (size_t r = 0; r < context_lens.size(); ++r) {
       for (uint32_t t = row_offsets[r]; t < row_offsets[r + 1]; ++t) {
         for (uint32_t h = 0; h < heads; ++h) {
-          const std::vector<double> q = finish(qkv.data() + size_t{t} * width() + h * dim, norms ? &q_norm : nullptr, positions[t]);
+          const std::vector<double> q =
+              finish(qkv.data() + size_t{t} * width() + h * dim, norms ? &q_norm : nullptr, positions[t]);
           const int32_t last = positions[t];
           const int32_t begin = window != 0 ? std::max(0, last + 1 - int32_t(window)) : 0;
           std::vector<double> s;
@@ -143,17 +146,32 @@ struct Batch {
 
 struct OnDevice {
   explicit OnDevice(const Batch& b)
-      : pool(b.pool), qkv(b.qkv), row_offsets(b.row_offsets), page_offsets(b.page_offsets), context_lens(b.context_lens),
-        pages(b.pages), positions(b.positions), kv_slots(b.kv_slots), q_norm(b.q_norm), k_norm(b.k_norm),
-        frequencies(b.frequencies), angles(b.positions.size() * 2 * b.half), out(b.positions.size() * b.heads * b.dim) {
+      : pool(b.pool),
+        qkv(b.qkv),
+        row_offsets(b.row_offsets),
+        page_offsets(b.page_offsets),
+        context_lens(b.context_lens),
+        pages(b.pages),
+        positions(b.positions),
+        kv_slots(b.kv_slots),
+        q_norm(b.q_norm),
+        k_norm(b.k_norm),
+        frequencies(b.frequencies),
+        angles(b.positions.size() * 2 * b.half),
+        out(b.positions.size() * b.heads * b.dim) {
     kv = {.keys = pool.get() + b.layer_at,
           .values = pool.get() + b.layer_at + b.value_offset(),
           .page_stride = b.page_stride,
           .head_stride = size_t{b.tokens_per_page} * b.dim,
           .tokens_per_page = b.tokens_per_page,
           .kv_heads = b.kv_heads};
-    require(launch_rotary_angles({.positions = positions.get(), .frequencies = frequencies.get(), .angles = angles.get(),
-                                  .num_tokens = uint32_t(b.positions.size()), .half = b.half}, {}), "angles");
+    require(launch_rotary_angles({.positions = positions.get(),
+                                  .frequencies = frequencies.get(),
+                                  .angles = angles.get(),
+                                  .num_tokens = uint32_t(b.positions.size()),
+                                  .half = b.half},
+                                 {}),
+            "angles");
   }
   Device<Bf16> pool, qkv;
   Device<uint32_t> row_offsets, page_offsets;
@@ -169,7 +187,8 @@ double pool_error(const std::vector<Bf16>& got, const std::vector<Bf16>& expecte
   double worst = 0;
   for (size_t i = 0; i < got.size(); ++i) {
     if (got[i] == expected[i]) continue;
-    const double d = std::abs(widen(got[i]) - widen(expected[i])) / std::max(1e-2, std::abs(double(widen(expected[i]))));
+    const double d =
+        std::abs(widen(got[i]) - widen(expected[i])) / std::max(1e-2, std::abs(double(widen(expected[i]))));
     worst = std::isnan(d) ? 1e9 : std::max(worst, d);
   }
   return worst;
@@ -190,9 +209,9 @@ std::string describe(const char* what, const Shape& s) {
 }
 
 const Shape kShapes[] = {
-    {16, 8, 128, 32, 0, 0, true, 64}, {32, 8, 128, 32, 0, 0, false, 64},  {8, 8, 64, 16, 0, 0, false, 32},
-    {4, 1, 256, 32, 100, 0, true, 128}, {14, 2, 64, 32, 0, 0, false, 32}, {32, 32, 96, 64, 50, 0, false, 48},
-    {8, 4, 80, 32, 0, 30.0F, false, 40},  {16, 1, 128, 32, 0, 0, false, 64}, {8, 4, 256, 16, 70, 50.0F, false, 128},
+    {16, 8, 128, 32, 0, 0, true, 64},    {32, 8, 128, 32, 0, 0, false, 64}, {8, 8, 64, 16, 0, 0, false, 32},
+    {4, 1, 256, 32, 100, 0, true, 128},  {14, 2, 64, 32, 0, 0, false, 32},  {32, 32, 96, 64, 50, 0, false, 48},
+    {8, 4, 80, 32, 0, 30.0F, false, 40}, {16, 1, 128, 32, 0, 0, false, 64}, {8, 4, 256, 16, 70, 50.0F, false, 128},
     {6, 2, 96, 32, 0, 0, false, 36},
 };
 
@@ -225,13 +244,26 @@ void check_decode_attention() {
       Device<float> partials(decode_workspace_floats(rows, s.heads, s.dim, splits));
       Device<uint32_t> arrivals(rows * s.kv_heads * groups);
       arrivals.clear();
-      const DecodeAttentionParams p{.qkv = d.qkv.get(), .qkv_stride = b.width(),
-                                    .q_norm = s.norms ? d.q_norm.get() : nullptr, .k_norm = s.norms ? d.k_norm.get() : nullptr,
-                                    .angles = d.angles.get(), .context_lens = d.context_lens.get(), .pages = d.pages.get(),
-                                    .page_offsets = d.page_offsets.get(), .kv = d.kv, .out = d.out.get(),
-                                    .partials = partials.get(), .arrivals = arrivals.get(), .rows = rows, .heads = s.heads,
-                                    .head_dim = s.dim, .half = s.half, .splits = splits, .window = s.window,
-                                    .scale = b.scale(), .soft_cap = s.soft_cap};
+      const DecodeAttentionParams p{.qkv = d.qkv.get(),
+                                    .qkv_stride = b.width(),
+                                    .q_norm = s.norms ? d.q_norm.get() : nullptr,
+                                    .k_norm = s.norms ? d.k_norm.get() : nullptr,
+                                    .angles = d.angles.get(),
+                                    .context_lens = d.context_lens.get(),
+                                    .pages = d.pages.get(),
+                                    .page_offsets = d.page_offsets.get(),
+                                    .kv = d.kv,
+                                    .out = d.out.get(),
+                                    .partials = partials.get(),
+                                    .arrivals = arrivals.get(),
+                                    .rows = rows,
+                                    .heads = s.heads,
+                                    .head_dim = s.dim,
+                                    .half = s.half,
+                                    .splits = splits,
+                                    .window = s.window,
+                                    .scale = b.scale(),
+                                    .soft_cap = s.soft_cap};
       // Twice: the second run finds the arrivals as the first left them, and the same new tokens.
       for (int i = 0; i < 2; ++i) require(launch_decode_attention(p, {.stream = nullptr, .overlap = i == 1}), "decode");
       const std::vector<double> expected = b.reference();
@@ -248,19 +280,36 @@ void check_prefill_attention() {
     Batch b = make_batch(s);
     b.build(rng, {{1, 1}, {130, 130}, {333, 7}, {200, 1}, {300, 90}, {65, 64}});
     OnDevice d(b);
-    require(launch_finish_qkv({.qkv = d.qkv.get(), .q_norm = s.norms ? d.q_norm.get() : nullptr,
-                               .k_norm = s.norms ? d.k_norm.get() : nullptr, .angles = d.angles.get(),
-                               .kv_slots = d.kv_slots.get(), .kv = d.kv, .num_tokens = uint32_t(b.positions.size()),
-                               .heads = s.heads, .head_dim = s.dim, .half = s.half}, {.stream = nullptr, .overlap = true}),
+    require(launch_finish_qkv({.qkv = d.qkv.get(),
+                               .q_norm = s.norms ? d.q_norm.get() : nullptr,
+                               .k_norm = s.norms ? d.k_norm.get() : nullptr,
+                               .angles = d.angles.get(),
+                               .kv_slots = d.kv_slots.get(),
+                               .kv = d.kv,
+                               .num_tokens = uint32_t(b.positions.size()),
+                               .heads = s.heads,
+                               .head_dim = s.dim,
+                               .half = s.half},
+                              {.stream = nullptr, .overlap = true}),
             "finish_qkv");
     std::vector<PrefillTile> tiles;
     plan_prefill(b.row_offsets, b.context_lens, s.heads / s.kv_heads, {}, tiles);
     Device<PrefillTile> dtiles(tiles);
-    require(launch_prefill_attention({.qkv = d.qkv.get(), .qkv_stride = b.width(), .row_offsets = d.row_offsets.get(),
-                                      .context_lens = d.context_lens.get(), .pages = d.pages.get(),
-                                      .page_offsets = d.page_offsets.get(), .tiles = dtiles.get(), .kv = d.kv,
-                                      .out = d.out.get(), .num_tiles = uint32_t(tiles.size()), .heads = s.heads,
-                                      .head_dim = s.dim, .window = s.window, .scale = b.scale(), .soft_cap = s.soft_cap},
+    require(launch_prefill_attention({.qkv = d.qkv.get(),
+                                      .qkv_stride = b.width(),
+                                      .row_offsets = d.row_offsets.get(),
+                                      .context_lens = d.context_lens.get(),
+                                      .pages = d.pages.get(),
+                                      .page_offsets = d.page_offsets.get(),
+                                      .tiles = dtiles.get(),
+                                      .kv = d.kv,
+                                      .out = d.out.get(),
+                                      .num_tiles = uint32_t(tiles.size()),
+                                      .heads = s.heads,
+                                      .head_dim = s.dim,
+                                      .window = s.window,
+                                      .scale = b.scale(),
+                                      .soft_cap = s.soft_cap},
                                      {.stream = nullptr, .overlap = true}),
             "prefill");
     const std::vector<double> expected = b.reference();

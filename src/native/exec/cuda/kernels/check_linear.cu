@@ -11,7 +11,8 @@ double activate(GatedActivation a, double x) {
   return 0.5 * x * (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
 }
 
-std::vector<double> norm_reference(const std::vector<float>& x, const std::vector<float>& weight, size_t rows, float eps) {
+std::vector<double> norm_reference(const std::vector<float>& x, const std::vector<float>& weight, size_t rows,
+                                   float eps) {
   const size_t size = weight.size();
   std::vector<double> y(rows * size);
   for (size_t r = 0; r < rows; ++r) {
@@ -127,12 +128,14 @@ void check_linear() {
   require(linear.init(), "Linear::init");
   using enum LinearOutput;
   const Case cases[] = {
-      {1, 256, 1024, kBf16, true, false},     {1, 100, 64, kF32, false, true},      {2, 1024, 2048, kAddF32, false, false},
-      {3, 512, 896, kGatedBf16, true, false}, {5, 72, 40, kBf16, true, true},       {8, 1000, 1024, kF32, true, false},
-      {9, 264, 328, kAddF32, false, true},    {16, 520, 4096, kBf16, true, false},  {16, 640, 512, kGatedBf16, false, true},
-      {1, 5000, 1024, kF32, true, false},     {4, 3000, 1032, kAddF32, false, false}, {17, 256, 1024, kBf16, true, false},
-      {31, 520, 520, kGatedBf16, true, true}, {32, 2064, 640, kAddF32, false, false}, {7, 24, 16384, kF32, false, false},
-      {1, 2560, 2560, kGatedBf16, true, false, GatedActivation::kGeluTanh},
+      {1, 256, 1024, kBf16, true, false},      {1, 100, 64, kF32, false, true},
+      {2, 1024, 2048, kAddF32, false, false},  {3, 512, 896, kGatedBf16, true, false},
+      {5, 72, 40, kBf16, true, true},          {8, 1000, 1024, kF32, true, false},
+      {9, 264, 328, kAddF32, false, true},     {16, 520, 4096, kBf16, true, false},
+      {16, 640, 512, kGatedBf16, false, true}, {1, 5000, 1024, kF32, true, false},
+      {4, 3000, 1032, kAddF32, false, false},  {17, 256, 1024, kBf16, true, false},
+      {31, 520, 520, kGatedBf16, true, true},  {32, 2064, 640, kAddF32, false, false},
+      {7, 24, 16384, kF32, false, false},      {1, 2560, 2560, kGatedBf16, true, false, GatedActivation::kGeluTanh},
       {32, 64, 5120, kBf16, false, false},
   };
   for (const Case& c : cases) {
@@ -169,39 +172,79 @@ void check_experts() {
     }
     Device<const Bf16*> dups(ups), ddowns(downs);
     const Launch on{.stream = nullptr, .overlap = true};
-    require(launch_route({.logits = dlogits.get(), .chosen_experts = picked.get(), .shares = shares.get(), .tokens = tokens,
-                          .experts = experts, .chosen = chosen, .normalize = true}, on), "route");
-    require(launch_group_tokens({.chosen_experts = picked.get(), .expert_offsets = offsets.get(), .pair_of = pair_of.get(),
-                                 .row_of = row_of.get(), .pairs = pairs, .experts = experts}, on), "group");
-    require(launch_grouped_linear({.x = dx.get(), .weights = dups.get(), .expert_offsets = offsets.get(),
-                                   .pair_of = pair_of.get(), .y_bf16 = dinner.get(), .pairs = pairs, .chosen = chosen,
-                                   .experts = experts, .n = 2 * inner, .k = hidden, .gather = true}, on), "gate-up");
-    require(launch_grouped_linear({.x = dinner.get(), .weights = ddowns.get(), .expert_offsets = offsets.get(),
-                                   .pair_of = pair_of.get(), .y_f32 = y.get(), .pairs = pairs, .chosen = chosen,
-                                   .experts = experts, .n = hidden, .k = inner}, on), "down");
-    require(launch_combine_experts({.y = y.get(), .shares = shares.get(), .row_of = row_of.get(), .x = dresidual.get(),
-                                    .tokens = tokens, .chosen = chosen, .hidden = hidden}, on), "combine");
+    require(launch_route({.logits = dlogits.get(),
+                          .chosen_experts = picked.get(),
+                          .shares = shares.get(),
+                          .tokens = tokens,
+                          .experts = experts,
+                          .chosen = chosen,
+                          .normalize = true},
+                         on),
+            "route");
+    require(launch_group_tokens({.chosen_experts = picked.get(),
+                                 .expert_offsets = offsets.get(),
+                                 .pair_of = pair_of.get(),
+                                 .row_of = row_of.get(),
+                                 .pairs = pairs,
+                                 .experts = experts},
+                                on),
+            "group");
+    require(launch_grouped_linear({.x = dx.get(),
+                                   .weights = dups.get(),
+                                   .expert_offsets = offsets.get(),
+                                   .pair_of = pair_of.get(),
+                                   .y_bf16 = dinner.get(),
+                                   .pairs = pairs,
+                                   .chosen = chosen,
+                                   .experts = experts,
+                                   .n = 2 * inner,
+                                   .k = hidden,
+                                   .gather = true},
+                                  on),
+            "gate-up");
+    require(launch_grouped_linear({.x = dinner.get(),
+                                   .weights = ddowns.get(),
+                                   .expert_offsets = offsets.get(),
+                                   .pair_of = pair_of.get(),
+                                   .y_f32 = y.get(),
+                                   .pairs = pairs,
+                                   .chosen = chosen,
+                                   .experts = experts,
+                                   .n = hidden,
+                                   .k = inner},
+                                  on),
+            "down");
+    require(launch_combine_experts({.y = y.get(),
+                                    .shares = shares.get(),
+                                    .row_of = row_of.get(),
+                                    .x = dresidual.get(),
+                                    .tokens = tokens,
+                                    .chosen = chosen,
+                                    .hidden = hidden},
+                                   on),
+            "combine");
     const std::vector<float> wide_x = widen(x);
     std::vector<double> expected(residual.begin(), residual.end());
     for (uint32_t t = 0; t < tokens; ++t) {
       std::vector<uint32_t> order(experts);
       for (uint32_t e = 0; e < experts; ++e) order[e] = e;
-      std::stable_sort(order.begin(), order.end(), [&](uint32_t a, uint32_t b) {
-        return logits[t * experts + a] > logits[t * experts + b];
-      });
+      std::stable_sort(order.begin(), order.end(),
+                       [&](uint32_t a, uint32_t b) { return logits[t * experts + a] > logits[t * experts + b]; });
       double sum = 0;
       for (uint32_t c = 0; c < chosen; ++c) sum += std::exp(double(logits[t * experts + order[c]]));
       for (uint32_t c = 0; c < chosen; ++c) {
         const uint32_t e = order[c];
         const double share = std::exp(double(logits[t * experts + e])) / sum;
         const std::vector<double> in(wide_x.begin() + t * hidden, wide_x.begin() + (t + 1) * hidden);
-        const std::vector<Bf16> we(up.begin() + size_t{e} * 2 * inner * hidden, up.begin() + size_t{e + 1} * 2 * inner * hidden);
+        const std::vector<Bf16> we(up.begin() + size_t{e} * 2 * inner * hidden,
+                                   up.begin() + size_t{e + 1} * 2 * inner * hidden);
         const std::vector<double> both = multiply(in, we, 1, 2 * inner, hidden);
         std::vector<double> mid(inner);
         for (uint32_t i = 0; i < inner; ++i) {
           mid[i] = widen(narrow(static_cast<float>(activate(GatedActivation::kSilu, both[i]) * both[inner + i])));
         }
-        const std::vector<Bf16> wd(down.begin() + size_t{e} * hidden * inner, down.begin() + size_t{e + 1} * hidden * inner);
+        const std::vector<Bf16> wd(down.begin() + size_t{e} * hidden * inner,
+                                   down.begin() + size_t{e + 1} * hidden * inner);
         const std::vector<double> out = multiply(mid, wd, 1, hidden, inner);
         for (uint32_t i = 0; i < hidden; ++i) expected[t * hidden + i] += share * out[i];
       }
@@ -220,11 +263,13 @@ void check_elementwise() {
   const std::vector<float> w = random_floats(rng, size, 0.3F, 1.0F);
   Device<float> dx(x), dy(y), dw(w);
   Device<Bf16> normed(rows * size);
-  require(launch_rms_norm({.x = dx.get(), .weight = dw.get(), .y = normed.get(), .rows = rows, .size = size}, on), "norm");
+  require(launch_rms_norm({.x = dx.get(), .weight = dw.get(), .y = normed.get(), .rows = rows, .size = size}, on),
+          "norm");
   report("rms_norm", relative_error(widen(normed.host()), norm_reference(x, w, rows, 1e-6F)), 4e-3);
   std::vector<double> expected = norm_reference(y, w, rows, 1e-6F);
   for (size_t i = 0; i < expected.size(); ++i) expected[i] += x[i];
-  require(launch_post_norm_add({.y = dy.get(), .weight = dw.get(), .x = dx.get(), .rows = rows, .size = size}, on), "norm");
+  require(launch_post_norm_add({.y = dy.get(), .weight = dw.get(), .x = dx.get(), .rows = rows, .size = size}, on),
+          "norm");
   report("post_norm_add", relative_error(dx.host(), expected), 1e-6);
 
   const uint32_t vocab = 50;
@@ -236,9 +281,17 @@ void check_elementwise() {
   Device<Bf16> dtable(table);
   Device<uint32_t> dtokens(tokens), dfrom(from), dprevious(previous);
   Device<float> embedded(rows * size);
-  require(launch_embed({.embedding = dtable.get(), .tokens = dtokens.get(), .from_sample = dfrom.get(),
-                        .previous_tokens = dprevious.get(), .x = embedded.get(), .num_tokens = rows, .hidden = size,
-                        .vocab = vocab, .scale = 2.5F}, on), "embed");
+  require(launch_embed({.embedding = dtable.get(),
+                        .tokens = dtokens.get(),
+                        .from_sample = dfrom.get(),
+                        .previous_tokens = dprevious.get(),
+                        .x = embedded.get(),
+                        .num_tokens = rows,
+                        .hidden = size,
+                        .vocab = vocab,
+                        .scale = 2.5F},
+                       on),
+          "embed");
   expected.clear();
   for (const uint32_t t : real) {
     for (uint32_t i = 0; i < size; ++i) expected.push_back(2.5 * widen(table[t * size + i]));
@@ -248,7 +301,9 @@ void check_elementwise() {
   for (const GatedActivation a : {GatedActivation::kSilu, GatedActivation::kGeluTanh}) {
     const std::vector<Bf16> both = random_bf16(rng, rows * 2 * size, 2.0F);
     Device<Bf16> dboth(both), out(rows * size);
-    require(launch_gated_activation({.gate_up = dboth.get(), .y = out.get(), .rows = rows, .size = size, .activation = a}, on), "act");
+    require(launch_gated_activation(
+                {.gate_up = dboth.get(), .y = out.get(), .rows = rows, .size = size, .activation = a}, on),
+            "act");
     expected.clear();
     for (uint32_t r = 0; r < rows; ++r) {
       for (uint32_t i = 0; i < size; ++i) {
@@ -264,8 +319,13 @@ void check_elementwise() {
   const std::vector<int32_t> sources{1, 4};
   const std::vector<int32_t> targets{3, 0};
   Device<int32_t> dsources(sources), dtargets(targets);
-  require(launch_page_copy({.pool = reinterpret_cast<std::byte*>(dpool.get()), .from = dsources.get(), .to = dtargets.get(),
-                            .count = 2, .page_bytes = 4096}, on), "copy");
+  require(launch_page_copy({.pool = reinterpret_cast<std::byte*>(dpool.get()),
+                            .from = dsources.get(),
+                            .to = dtargets.get(),
+                            .count = 2,
+                            .page_bytes = 4096},
+                           on),
+          "copy");
   for (int i = 0; i < 2; ++i) std::copy_n(pool.begin() + sources[i] * 4096, 4096, pool.begin() + targets[i] * 4096);
   report("page copy", dpool.host() == pool ? 0 : 1, 0);
 }

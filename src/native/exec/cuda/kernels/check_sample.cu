@@ -141,8 +141,12 @@ void check_sample() {
         add({.temperature = 1.0F, .min_p = 0.1F});
         add({.temperature = 5.0F, .top_k = 90, .top_p = 0.5F});
         add({.temperature = 0.05F, .top_k = 3});
-        Row& row = add({.temperature = 0.9F, .top_k = 20, .repetition_penalty = 1.2F, .presence_penalty = 0.3F,
-                        .frequency_penalty = 0.1F}, 2);
+        Row& row = add({.temperature = 0.9F,
+                        .top_k = 20,
+                        .repetition_penalty = 1.2F,
+                        .presence_penalty = 0.3F,
+                        .frequency_penalty = 0.1F},
+                       2);
         for (int j = 0; j < 60; ++j) row.prompt.push_back(static_cast<TokenId>(rng() % vocab));
         for (int j = 0; j < 60; ++j) row.generated.push_back(static_cast<TokenId>(rng() % std::min(vocab, 90U)));
         row.masked = {0, 5, 96};
@@ -151,7 +155,8 @@ void check_sample() {
       // Nearly flat rows are the hard case: rounding of exponentials may move a draw to a neighbour.
       // Many equals, so that ties at the edge of top-k are common.
       for (size_t i = 0; i < size_t{6} * vocab; ++i) logits[i] = std::round(logits[i] * 4) / 4;
-      compare("sample vocab=" + std::to_string(vocab) + " spread=" + std::to_string(spread), vocab, logits, rows, spread < 0.1F ? 2 : 0);
+      compare("sample vocab=" + std::to_string(vocab) + " spread=" + std::to_string(spread), vocab, logits, rows,
+              spread < 0.1F ? 2 : 0);
     }
   }
   // NaN, +inf, nothing but -inf; the rows beside them are unharmed.

@@ -39,7 +39,8 @@ class Device {
     require(cudaMemset(data_, 0xFF, count * sizeof(T)), "cudaMemset");
   }
   explicit Device(const std::vector<T>& from) : Device(from.size()) { put(from); }
-  Device(Device&& other) noexcept : data_(std::exchange(other.data_, nullptr)), count_(std::exchange(other.count_, 0)) {}
+  Device(Device&& other) noexcept
+      : data_(std::exchange(other.data_, nullptr)), count_(std::exchange(other.count_, 0)) {}
   Device& operator=(Device&& other) noexcept {
     std::swap(data_, other.data_);
     std::swap(count_, other.count_);

@@ -1,14 +1,15 @@
 // The decode attention kernel, for one head dimension a .cu file; see attention.h for what it computes.
 //
-// A block of 4 warps works for up to 8 query heads of one KV head of one row on one split of the row's tokens. A warp takes
-// tiles of 16 tokens, four tiles apart. Scores are computed transposed, S^T = K Q^T (m = 16 tokens, n = 8 heads), and so is
-// the output, O^T = V^T P^T (m = 16 dimensions, n = 8 heads), so that up to 8 heads fill the small side of the tensor
-// core's tile and K and V go from memory to registers in 16-byte loads without passing shared memory: the order of the
-// reduced dimension is free, V's pairs of tokens are made with byte permutations, P is turned with movmatrix.
+// A block of 4 warps works for up to 8 query heads of one KV head of one row on one split of the row's tokens. A warp
+// takes tiles of 16 tokens, four tiles apart. Scores are computed transposed, S^T = K Q^T (m = 16 tokens, n = 8 heads),
+// and so is the output, O^T = V^T P^T (m = 16 dimensions, n = 8 heads), so that up to 8 heads fill the small side of
+// the tensor core's tile and K and V go from memory to registers in 16-byte loads without passing shared memory: the
+// order of the reduced dimension is free, V's pairs of tokens are made with byte permutations, P is turned with
+// movmatrix.
 //
-// K and V of the next tile are fetched while this one is computed, the first before the wait for the predecessor. The new
-// token is not read from its page: its block computes it from qkv, appends it, and adds its share when the warps merge.
-// Order of summation: depends on context length and number of splits only.
+// K and V of the next tile are fetched while this one is computed, the first before the wait for the predecessor. The
+// new token is not read from its page: its block computes it from qkv, appends it, and adds its share when the warps
+// merge. Order of summation: depends on context length and number of splits only.
 #pragma once
 
 #include "native/exec/cuda/kernels/attention.h"
@@ -30,17 +31,33 @@ __device__ __forceinline__ uint32_t transpose_8x8(uint32_t x) {
 // Shared memory of a block, in floats.
 template <uint32_t kDim>
 constexpr uint32_t shared_floats() {
-  return kWarps * kDecodeGroup * (kDim + 4)      // a warp's output
-         + 2 * kWarps * kDecodeGroup             // its maxima and sums
-         + kDecodeGroup * (kDim + 8) / 2         // queries, bf16
-         + 2 * kDim;                             // the new key and value
+  return kWarps * kDecodeGroup * (kDim + 4)  // a warp's output
+         + 2 * kWarps * kDecodeGroup         // its maxima and sums
+         + kDecodeGroup * (kDim + 8) / 2     // queries, bf16
+         + 2 * kDim;                         // the new key and value
 }
 
-// One head of the new token: norm and rotation, lane l holding elements l, l + 32, ...
-template <uint32_t kDim>
-__device__ __forceinline__ void finish_head(float (&x)[(kDim + kWarp - 1) / kWarp], const float* weight, const float* angles,
+// What the rotation of a head needs, for the elements of a lane: l, l + 32, ...
+template <uint32_t kPer>
+struct LaneAngles {
+  float cosine[kPer];
+  float sine[kPer];
+
+  __device__ void load(const float* angles, uint32_t half) {
+#pragma unroll
+    for (uint32_t j = 0; j < kPer; ++j) {
+      const uint32_t i = threadIdx.x % kWarp + kWarp * j;
+      const uint32_t at = i < half ? i : i - half;
+      cosine[j] = i < 2 * half ? __ldcg(angles + at) : 1.0F;
+      sine[j] = i < 2 * half ? __ldcg(angles + half + at) : 0.0F;
+    }
+  }
+};
+
+// One head of the new token: norm (null: none) and rotation.
+template <uint32_t kDim, uint32_t kPer>
+__device__ __forceinline__ void finish_head(float (&x)[kPer], const float* weight, const LaneAngles<kPer>& angles,
                                             uint32_t half, float eps, float* scratch) {
-  constexpr uint32_t kPer = (kDim + kWarp - 1) / kWarp;
   const uint32_t lane = threadIdx.x % kWarp;
   if (weight != nullptr) {
     float sum = 0.0F;
@@ -61,9 +78,9 @@ __device__ __forceinline__ void finish_head(float (&x)[(kDim + kWarp - 1) / kWar
   for (uint32_t j = 0; j < kPer; ++j) {
     const uint32_t i = lane + kWarp * j;
     if (i < half) {
-      x[j] = x[j] * angles[i] - scratch[i + half] * angles[half + i];
+      x[j] = x[j] * angles.cosine[j] - scratch[i + half] * angles.sine[j];
     } else if (i < 2 * half) {
-      x[j] = x[j] * angles[i - half] + scratch[i - half] * angles[i];
+      x[j] = x[j] * angles.cosine[j] + scratch[i - half] * angles.sine[j];
     }
   }
   __syncwarp();
@@ -76,15 +93,14 @@ __global__ void __launch_bounds__(kThreads) decode_attention_kernel(const __grid
   constexpr uint32_t kPer = (kDim + kWarp - 1) / kWarp;
   constexpr uint32_t kSharedDim = kDim + 4;
   extern __shared__ __align__(16) float shared[];
-  float* outputs = shared;                                           // [kWarps][kDecodeGroup][kSharedDim]
-  float* maxima = outputs + kWarps * kDecodeGroup * kSharedDim;      // [kWarps][kDecodeGroup]
-  float* weights = maxima + kWarps * kDecodeGroup;                   // [kWarps][kDecodeGroup]
-  float* new_key = weights + kWarps * kDecodeGroup;                  // [kDim]
-  float* new_value = new_key + kDim;                                 // [kDim]
-  auto* queries = reinterpret_cast<Bf16*>(new_value + kDim);         // [kDecodeGroup][kDim + 8]
+  float* outputs = shared;                                       // [kWarps][kDecodeGroup][kSharedDim]
+  float* maxima = outputs + kWarps * kDecodeGroup * kSharedDim;  // [kWarps][kDecodeGroup]
+  float* weights = maxima + kWarps * kDecodeGroup;               // [kWarps][kDecodeGroup]
+  float* new_key = weights + kWarps * kDecodeGroup;              // [kDim]
+  float* new_value = new_key + kDim;                             // [kDim]
+  auto* queries = reinterpret_cast<Bf16*>(new_value + kDim);     // [kDecodeGroup][kDim + 8]
   __shared__ bool last;
 
-  let_successor_start();
   const uint32_t row = blockIdx.z;
   const uint32_t group = p.heads / p.kv.kv_heads;
   const uint32_t group_blocks = (group + kDecodeGroup - 1) / kDecodeGroup;
@@ -109,6 +125,7 @@ __global__ void __launch_bounds__(kThreads) decode_attention_kernel(const __grid
   const uint32_t split = blockIdx.x;
   if (context <= 0 || split >= active) {
     wait_for_predecessor();
+    let_successor_start();
     return;
   }
   const uint32_t tile_end = first_tile + min(tiles, (split + 1) * per_split);
@@ -163,26 +180,45 @@ __global__ void __launch_bounds__(kThreads) decode_attention_kernel(const __grid
     load_values(offset, tile);
   }
 
+  // Brings the norms' weights near.
+  if (p.q_norm != nullptr && p.k_norm != nullptr && threadIdx.x < kDim) {
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(p.q_norm + threadIdx.x));
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(p.k_norm + threadIdx.x));
+  }
   wait_for_predecessor();
+  let_successor_start();
 
   // Queries of the group, and the new key and value where this block owns the row's last tokens.
   const uint32_t token_row = p.tokens != nullptr ? static_cast<uint32_t>(p.tokens[row]) : row;
   const Bf16* qkv = p.qkv + size_t{token_row} * p.qkv_stride;
   const float* angles = p.angles + size_t{token_row} * 2 * p.half;
   const bool owns_new = split == active - 1;
-  for (uint32_t item = warp; item < heads + (owns_new ? 2 : 0); item += kWarps) {
-    const bool is_query = item < heads;
-    const bool is_value = item == heads + 1;
-    const uint32_t head = is_query ? head0 + item : p.heads + kv_head + (is_value ? p.kv.kv_heads : 0);
-    float x[kPer];
+  // All loads first: their latency is most of what this costs.
+  constexpr uint32_t kItems = (kDecodeGroup + 2 + kWarps - 1) / kWarps;
+  const uint32_t items = heads + (owns_new ? 2 : 0);
+  float loaded[kItems][kPer];
+#pragma unroll
+  for (uint32_t n = 0; n < kItems; ++n) {
+    const uint32_t item = warp + n * kWarps;
+    const uint32_t head = item < heads ? head0 + item : p.heads + kv_head + (item == heads + 1 ? p.kv.kv_heads : 0);
 #pragma unroll
     for (uint32_t j = 0; j < kPer; ++j) {
       const uint32_t i = lane + kWarp * j;
-      x[j] = i < kDim ? bf16_to_float(__ldcg(qkv + size_t{head} * kDim + i)) : 0.0F;
+      loaded[n][j] = item < items && i < kDim ? bf16_to_float(__ldcg(qkv + size_t{head} * kDim + i)) : 0.0F;
     }
+  }
+  LaneAngles<kPer> lane_angles;
+  lane_angles.load(angles, p.half);
+#pragma unroll
+  for (uint32_t n = 0; n < kItems; ++n) {
+    const uint32_t item = warp + n * kWarps;
+    if (item >= items) break;
+    const bool is_query = item < heads;
+    const bool is_value = item == heads + 1;
+    float(&x)[kPer] = loaded[n];
     if (!is_value) {
       // A part of the outputs' room, not in use yet.
-      finish_head<kDim>(x, is_query ? p.q_norm : p.k_norm, angles, p.half, p.eps, outputs + warp * kDim);
+      finish_head<kDim, kPer>(x, is_query ? p.q_norm : p.k_norm, lane_angles, p.half, p.eps, outputs + warp * kDim);
     }
     const uint32_t page_index = end / p.kv.tokens_per_page;
 #pragma unroll
@@ -213,7 +249,9 @@ __global__ void __launch_bounds__(kThreads) decode_attention_kernel(const __grid
 
   // Heads 2t and 2t + 1 of this lane.
   const float scale = p.soft_cap > 0.0F ? p.scale : p.scale * kLog2e;
-  auto score = [&](float s) { return p.soft_cap > 0.0F ? p.soft_cap * tanhf(s * scale / p.soft_cap) * kLog2e : s * scale; };
+  auto score = [&](float s) {
+    return p.soft_cap > 0.0F ? p.soft_cap * tanhf(s * scale / p.soft_cap) * kLog2e : s * scale;
+  };
   float out[kBlocks][4][4] = {};
   float max0 = kLowest;
   float max1 = kLowest;
@@ -246,14 +284,14 @@ __global__ void __launch_bounds__(kThreads) decode_attention_kernel(const __grid
       best0 = fmaxf(best0, __shfl_xor_sync(kAllLanes, best0, offset));
       best1 = fmaxf(best1, __shfl_xor_sync(kAllLanes, best1, offset));
     }
-    const float keep0 = exp2f(max0 - best0);
-    const float keep1 = exp2f(max1 - best1);
+    const float keep0 = exp2_fast(max0 - best0);
+    const float keep1 = exp2_fast(max1 - best1);
     max0 = best0;
     max1 = best1;
-    s[0] = visible0 ? exp2f(s[0] - max0) : 0.0F;
-    s[1] = visible0 ? exp2f(s[1] - max1) : 0.0F;
-    s[2] = visible1 ? exp2f(s[2] - max0) : 0.0F;
-    s[3] = visible1 ? exp2f(s[3] - max1) : 0.0F;
+    s[0] = visible0 ? exp2_fast(s[0] - max0) : 0.0F;
+    s[1] = visible0 ? exp2_fast(s[1] - max1) : 0.0F;
+    s[2] = visible1 ? exp2_fast(s[2] - max0) : 0.0F;
+    s[3] = visible1 ? exp2_fast(s[3] - max1) : 0.0F;
     sum0 = sum0 * keep0 + s[0] + s[2];
     sum1 = sum1 * keep1 + s[1] + s[3];
     const uint32_t p0 = transpose_8x8(pack_bf16(s[0], s[1]));
@@ -316,11 +354,11 @@ __global__ void __launch_bounds__(kThreads) decode_attention_kernel(const __grid
       best = fmaxf(best, new_score);
     }
     float factor[kWarps];
-    float weight = owns_new ? exp2f(new_score - best) : 0.0F;
+    float weight = owns_new ? exp2_fast(new_score - best) : 0.0F;
     const float new_factor = weight;
 #pragma unroll
     for (uint32_t w = 0; w < kWarps; ++w) {
-      factor[w] = exp2f(maxima[w * kDecodeGroup + h] - best);
+      factor[w] = exp2_fast(maxima[w * kDecodeGroup + h] - best);
       weight += factor[w] * weights[w * kDecodeGroup + h];
     }
     const size_t out_at = size_t{token_row} * p.heads * kDim + size_t{head0 + h} * kDim;
@@ -364,13 +402,14 @@ __global__ void __launch_bounds__(kThreads) decode_attention_kernel(const __grid
       w[j] = s < active ? __ldcg(partial + s * kPartial + kDim + 1) : 0.0F;
     }
     const float best = warp_max(fmaxf(m[0], m[1]));
-    const float f[2] = {exp2f(m[0] - best), exp2f(m[1] - best)};
+    const float f[2] = {exp2_fast(m[0] - best), exp2_fast(m[1] - best)};
     const float weight = warp_sum(f[0] * w[0] + f[1] * w[1]);
     float sums[kPer] = {};
-    for (uint32_t s = 0; s < active; s += 4) {
-      float x[4][kPer];
+    constexpr uint32_t kBatch = 8;
+    for (uint32_t s = 0; s < active; s += kBatch) {
+      float x[kBatch][kPer];
 #pragma unroll
-      for (uint32_t j = 0; j < 4; ++j) {
+      for (uint32_t j = 0; j < kBatch; ++j) {
 #pragma unroll
         for (uint32_t i = 0; i < kPer; ++i) {
           const uint32_t d = lane + kWarp * i;
@@ -378,7 +417,7 @@ __global__ void __launch_bounds__(kThreads) decode_attention_kernel(const __grid
         }
       }
 #pragma unroll
-      for (uint32_t j = 0; j < 4; ++j) {
+      for (uint32_t j = 0; j < kBatch; ++j) {
         const uint32_t at = s + j;
         const float lower = __shfl_sync(kAllLanes, f[0], at % kWarp);
         const float upper = __shfl_sync(kAllLanes, f[1], at % kWarp);
@@ -389,7 +428,8 @@ __global__ void __launch_bounds__(kThreads) decode_attention_kernel(const __grid
 #pragma unroll
     for (uint32_t i = 0; i < kPer; ++i) {
       const uint32_t d = lane + kWarp * i;
-      if (d < kDim) p.out[size_t{token_row} * p.heads * kDim + size_t{head0 + h} * kDim + d] = float_to_bf16(sums[i] / weight);
+      if (d < kDim)
+        p.out[size_t{token_row} * p.heads * kDim + size_t{head0 + h} * kDim + d] = float_to_bf16(sums[i] / weight);
     }
   }
 }

@@ -39,7 +39,8 @@ cudaError_t launch_kernel(void (*kernel)(Params), dim3 grid, unsigned block, siz
   return cudaLaunchKernelEx(&config, kernel, params);
 }
 
-// The next kernel of the stream may start (its own wait still holds it back from our results).
+// The next kernel of the stream may start (its own wait still holds it back from our results). Called after the own
+// wait, so that at most two kernels share the machine.
 __device__ __forceinline__ void let_successor_start() {
   asm volatile("griddepcontrol.launch_dependents;");
 }
@@ -78,6 +79,12 @@ __device__ __forceinline__ uint32_t pack_bf16(float low, float high) {
   return r;
 }
 
+__device__ __forceinline__ float exp2_fast(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
 // d += a b, one tile of 16 x 8 over 16. Lane = 4 g + t holds a0 = A[g][2t..], a1 = A[g + 8][2t..], a2 = A[g][2t + 8..],
 // a3 = A[g + 8][2t + 8..], b0 = B[2t..][g], b1 = B[2t + 8..][g], d0, d1 = D[g][2t..], d2, d3 = D[g + 8][2t..].
 __device__ __forceinline__ void mma_16x8x16(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
@@ -99,7 +106,8 @@ __device__ __forceinline__ float warp_max(float x) {
   return x;
 }
 
-// Sum over the block, the same bits in every thread; `scratch` holds 32 floats and may be reused after the next barrier.
+// Sum over the block, the same bits in every thread; `scratch` holds 32 floats and may be reused after the next
+// barrier.
 __device__ __forceinline__ float block_sum(float x, float* scratch) {
   x = warp_sum(x);
   const unsigned warps = (blockDim.x + kWarp - 1) / kWarp;

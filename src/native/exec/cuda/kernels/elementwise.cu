@@ -15,8 +15,8 @@ unsigned blocks_for(uint64_t items) {
 }
 
 __global__ void __launch_bounds__(kThreads) embed_kernel(const EmbedParams p) {
-  let_successor_start();
   wait_for_predecessor();
+  let_successor_start();
   const uint32_t t = blockIdx.x;
   uint32_t token = p.tokens[t];
   if (p.from_sample != nullptr && token == p.previous_marker) token = __ldcg(p.previous_tokens + p.from_sample[t]);
@@ -32,8 +32,8 @@ __global__ void __launch_bounds__(kThreads) embed_kernel(const EmbedParams p) {
 
 __global__ void __launch_bounds__(kThreads) rms_norm_kernel(const RmsNormParams p) {
   __shared__ float scratch[kWarp];
-  let_successor_start();
   wait_for_predecessor();
+  let_successor_start();
   const uint32_t from = p.input_rows != nullptr ? static_cast<uint32_t>(p.input_rows[blockIdx.x]) : blockIdx.x;
   const auto* x = reinterpret_cast<const float4*>(p.x + size_t{from} * p.size);
   const auto* weight = reinterpret_cast<const float4*>(p.weight);
@@ -53,8 +53,8 @@ __global__ void __launch_bounds__(kThreads) rms_norm_kernel(const RmsNormParams 
 
 __global__ void __launch_bounds__(kThreads) post_norm_add_kernel(const PostNormAddParams p) {
   __shared__ float scratch[kWarp];
-  let_successor_start();
   wait_for_predecessor();
+  let_successor_start();
   const auto* y = reinterpret_cast<const float4*>(p.y + size_t{blockIdx.x} * p.size);
   const auto* weight = reinterpret_cast<const float4*>(p.weight);
   auto* x = reinterpret_cast<float4*>(p.x + size_t{blockIdx.x} * p.size);
@@ -77,8 +77,8 @@ __global__ void __launch_bounds__(kThreads) post_norm_add_kernel(const PostNormA
 }
 
 __global__ void __launch_bounds__(kThreads) gated_activation_kernel(const GatedActivationParams p) {
-  let_successor_start();
   wait_for_predecessor();
+  let_successor_start();
   const uint32_t chunks = p.size / 8;
   const uint64_t at = uint64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (at >= uint64_t{p.rows} * chunks) return;
@@ -96,8 +96,8 @@ __global__ void __launch_bounds__(kThreads) gated_activation_kernel(const GatedA
 }
 
 __global__ void __launch_bounds__(kThreads) rotary_angles_kernel(const RotaryAnglesParams p) {
-  let_successor_start();
   wait_for_predecessor();
+  let_successor_start();
   const uint64_t at = uint64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (at >= uint64_t{p.num_tokens} * p.half) return;
   const uint64_t token = at / p.half;
@@ -117,8 +117,8 @@ __global__ void __launch_bounds__(kThreads) rotary_angles_kernel(const RotaryAng
 __global__ void __launch_bounds__(kFinishWarps* kWarp) finish_qkv_kernel(const FinishQkvParams p) {
   constexpr int kMax = 8;
   __shared__ float rotated[kFinishWarps][kMax * kWarp];
-  let_successor_start();
   wait_for_predecessor();
+  let_successor_start();
   const uint32_t kv_heads = p.kv.kv_heads;
   const uint32_t all_heads = p.heads + 2 * kv_heads;
   const uint64_t item = uint64_t{blockIdx.x} * kFinishWarps + threadIdx.x / kWarp;
@@ -178,8 +178,8 @@ __global__ void __launch_bounds__(kFinishWarps* kWarp) finish_qkv_kernel(const F
 }
 
 __global__ void __launch_bounds__(kThreads) page_copy_kernel(const PageCopyParams p) {
-  let_successor_start();
   wait_for_predecessor();
+  let_successor_start();
   const auto* from = reinterpret_cast<const uint4*>(p.pool + static_cast<size_t>(p.from[blockIdx.y]) * p.page_bytes);
   auto* to = reinterpret_cast<uint4*>(p.pool + static_cast<size_t>(p.to[blockIdx.y]) * p.page_bytes);
   for (uint64_t i = uint64_t{blockIdx.x} * kThreads + threadIdx.x; i < p.page_bytes / 16; i += gridDim.x * kThreads) {
@@ -206,14 +206,14 @@ cudaError_t launch_post_norm_add(const PostNormAddParams& params, const Launch& 
 
 cudaError_t launch_gated_activation(const GatedActivationParams& params, const Launch& on) {
   if (params.rows == 0) return cudaSuccess;
-  return launch_kernel(gated_activation_kernel, dim3(blocks_for(uint64_t{params.rows} * (params.size / 8))), kThreads, 0,
-                       on, params);
+  return launch_kernel(gated_activation_kernel, dim3(blocks_for(uint64_t{params.rows} * (params.size / 8))), kThreads,
+                       0, on, params);
 }
 
 cudaError_t launch_rotary_angles(const RotaryAnglesParams& params, const Launch& on) {
   if (params.num_tokens == 0) return cudaSuccess;
-  return launch_kernel(rotary_angles_kernel, dim3(blocks_for(uint64_t{params.num_tokens} * params.half)), kThreads, 0, on,
-                       params);
+  return launch_kernel(rotary_angles_kernel, dim3(blocks_for(uint64_t{params.num_tokens} * params.half)), kThreads, 0,
+                       on, params);
 }
 
 cudaError_t launch_finish_qkv(const FinishQkvParams& params, const Launch& on) {

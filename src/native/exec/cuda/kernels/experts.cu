@@ -16,8 +16,8 @@ constexpr uint32_t kMaxChosen = 32;
 // A warp a token; lane l holds experts l, l + 32, ...
 __global__ void __launch_bounds__(kThreads) route_kernel(const RouteParams p) {
   constexpr uint32_t kPer = kMaxExperts / kWarp;
-  let_successor_start();
   wait_for_predecessor();
+  let_successor_start();
   const uint32_t token = blockIdx.x * (kThreads / kWarp) + threadIdx.x / kWarp;
   if (token >= p.tokens) return;
   const uint32_t lane = threadIdx.x % kWarp;
@@ -86,13 +86,13 @@ __global__ void __launch_bounds__(kThreads) route_kernel(const RouteParams p) {
   }
 }
 
-// One block: counts, offsets, then each expert's pairs in ascending order. A warp an expert at a time, so that the order
-// does not depend on which thread is first.
+// One block: counts, offsets, then each expert's pairs in ascending order. A warp an expert at a time, so that the
+// order does not depend on which thread is first.
 __global__ void __launch_bounds__(kGroupThreads) group_tokens_kernel(const GroupTokensParams p) {
   __shared__ int32_t counts[kMaxExperts];
   __shared__ int32_t warp_sums[kWarp];
-  let_successor_start();
   wait_for_predecessor();
+  let_successor_start();
   const uint32_t warp = threadIdx.x / kWarp;
   const uint32_t lane = threadIdx.x % kWarp;
   counts[threadIdx.x] = 0;
@@ -132,8 +132,8 @@ __global__ void __launch_bounds__(kGroupThreads) group_tokens_kernel(const Group
 }
 
 __global__ void __launch_bounds__(kThreads) combine_kernel(const CombineExpertsParams p) {
-  let_successor_start();
   wait_for_predecessor();
+  let_successor_start();
   const uint32_t token = blockIdx.x;
   for (uint32_t i = threadIdx.x * 4; i < p.hidden; i += kThreads * 4) {
     float4 sum{0, 0, 0, 0};

@@ -2,9 +2,9 @@
 //
 //   cuda_kernels_bench [--json] [filter]     # filter: a part of a section's name (read, gemm, linear, decode, ...)
 //
-// Ceilings are measured in the same run: reading 4 GiB for what moves bytes, a cuBLASLt product of 8192^3 on random data for
-// what computes. Kernels run inside CUDA graphs with dependent launch, as the executor runs them; weights rotate among
-// buffers of several times the L2 cache. Times are medians. Needs a GPU of compute capability 9.0.
+// Ceilings are measured in the same run: reading 4 GiB for what moves bytes, a cuBLASLt product of 8192^3 on random
+// data for what computes. Kernels run inside CUDA graphs with dependent launch, as the executor runs them; weights
+// rotate among buffers of several times the L2 cache. Times are medians. Needs a GPU of compute capability 9.0.
 #include "native/exec/cuda/kernels/attention.h"
 #include "native/exec/cuda/kernels/check_support.cuh"
 #include "native/exec/cuda/kernels/elementwise.h"
@@ -23,9 +23,11 @@ void print(const std::string& name, double us, double bytes, double flop) {
   const double tb_s = bytes / us * 1e-6;
   const double tflops = flop / us * 1e-6;
   if (json) {
-    std::printf("{\"name\": \"%s\", \"us\": %.2f, \"bytes\": %.0f, \"tb_s\": %.3f, \"of_read\": %.3f, \"tflops\": %.1f, \"of_gemm\": %.3f}\n",
-                name.c_str(), us, bytes, tb_s, read_tb_s > 0 ? tb_s / read_tb_s : 0, tflops,
-                gemm_tflops > 0 ? tflops / gemm_tflops : 0);
+    std::printf(
+        "{\"name\": \"%s\", \"us\": %.2f, \"bytes\": %.0f, \"tb_s\": %.3f, \"of_read\": %.3f, \"tflops\": %.1f, "
+        "\"of_gemm\": %.3f}\n",
+        name.c_str(), us, bytes, tb_s, read_tb_s > 0 ? tb_s / read_tb_s : 0, tflops,
+        gemm_tflops > 0 ? tflops / gemm_tflops : 0);
     return;
   }
   std::printf("%-52s %9.2f us", name.c_str(), us);
@@ -72,7 +74,8 @@ void bench_read(cudaStream_t stream) {
   const uint64_t bytes = 6ULL << 30;
   Device<Bf16> buffer = filled(bytes / 2, 1.0F);
   Device<float> sink(1 << 20);
-  const double us = median_us(stream, 9, [&] { require(launch_read_probe(buffer.get(), bytes, sink.get(), stream), "read"); });
+  const double us =
+      median_us(stream, 9, [&] { require(launch_read_probe(buffer.get(), bytes, sink.get(), stream), "read"); });
   read_tb_s = static_cast<double>(bytes) / us * 1e-6;
   print("read 6 GiB", us, static_cast<double>(bytes), 0);
 }
@@ -104,12 +107,25 @@ constexpr ModelShape kModels[] = {{"qwen3-0.6b", 1024, 28, 16, 8, 128, 3072, 151
 // A decode step of a whole model.
 struct Model {
   Model(const ModelShape& s, uint32_t rows, uint32_t context)
-      : shape(s), rows(rows), context(context), weights(filled(s.layers * s.layer_elements(), 0.02F)),
-        lm_head(filled(size_t{s.vocab} * s.hidden, 0.02F)), x(size_t{rows} * s.hidden), norm(std::vector<float>(s.hidden, 1.0F)),
-        angles(std::vector<float>(size_t{rows} * s.dim, 0.5F)), logits(size_t{rows} * s.vocab), qkv(filled(size_t{rows} * s.qkv(), 1.0F)),
-        attention(size_t{rows} * s.heads * s.dim), inner(size_t{rows} * s.inner),
-        scratch(linear_scratch_elements(rows, s.inner, 2 * s.inner)), scores(size_t{rows} * s.vocab), list(size_t{rows} * s.vocab),
-        tokens(rows), not_finite(rows), pieces(sample_pieces_bytes(rows, s.vocab)), sampling(std::vector<SampleRowParams>(rows)) {
+      : shape(s),
+        rows(rows),
+        context(context),
+        weights(filled(s.layers * s.layer_elements(), 0.02F)),
+        lm_head(filled(size_t{s.vocab} * s.hidden, 0.02F)),
+        x(size_t{rows} * s.hidden),
+        norm(std::vector<float>(s.hidden, 1.0F)),
+        angles(std::vector<float>(size_t{rows} * s.dim, 0.5F)),
+        logits(size_t{rows} * s.vocab),
+        qkv(filled(size_t{rows} * s.qkv(), 1.0F)),
+        attention(size_t{rows} * s.heads * s.dim),
+        inner(size_t{rows} * s.inner),
+        scratch(linear_scratch_elements(rows, s.inner, 2 * s.inner)),
+        scores(size_t{rows} * s.vocab),
+        list(size_t{rows} * s.vocab),
+        tokens(rows),
+        not_finite(rows),
+        pieces(sample_pieces_bytes(rows, s.vocab)),
+        sampling(std::vector<SampleRowParams>(rows)) {
     x.put(std::vector<float>(size_t{rows} * s.hidden, 0.3F));
     std::vector<SampleRowParams> row_params(rows);
     for (uint32_t r = 0; r < rows; ++r) row_params[r] = {.seed = r, .temperature = 0.0F, .logits_row = r};
@@ -135,15 +151,30 @@ struct Model {
   void attend(uint32_t layer, const Launch& on) {
     const size_t at = size_t{layer} * 2 * shape.kv_heads * 32 * shape.dim;
     const float* head_norm = shape.qk_norm ? norm.get() : nullptr;
-    require(launch_decode_attention(
-                {.qkv = qkv.get(), .qkv_stride = shape.qkv(), .q_norm = head_norm, .k_norm = head_norm, .angles = angles.get(),
-                 .context_lens = lengths.get(), .pages = pages.get(), .page_offsets = offsets.get(),
-                 .kv = {.keys = pool.get() + at, .values = pool.get() + at + size_t{shape.kv_heads} * 32 * shape.dim,
-                        .page_stride = page_elements, .head_stride = size_t{32} * shape.dim, .tokens_per_page = 32,
-                        .kv_heads = shape.kv_heads},
-                 .out = attention.get(), .partials = partials.get(), .arrivals = arrivals.get(), .rows = rows,
-                 .heads = shape.heads, .head_dim = shape.dim, .half = shape.dim / 2, .splits = splits, .scale = 0.088F},
-                on),
+    require(launch_decode_attention({.qkv = qkv.get(),
+                                     .qkv_stride = shape.qkv(),
+                                     .q_norm = head_norm,
+                                     .k_norm = head_norm,
+                                     .angles = angles.get(),
+                                     .context_lens = lengths.get(),
+                                     .pages = pages.get(),
+                                     .page_offsets = offsets.get(),
+                                     .kv = {.keys = pool.get() + at,
+                                            .values = pool.get() + at + size_t{shape.kv_heads} * 32 * shape.dim,
+                                            .page_stride = page_elements,
+                                            .head_stride = size_t{32} * shape.dim,
+                                            .tokens_per_page = 32,
+                                            .kv_heads = shape.kv_heads},
+                                     .out = attention.get(),
+                                     .partials = partials.get(),
+                                     .arrivals = arrivals.get(),
+                                     .rows = rows,
+                                     .heads = shape.heads,
+                                     .head_dim = shape.dim,
+                                     .half = shape.dim / 2,
+                                     .splits = splits,
+                                     .scale = 0.088F},
+                                    on),
             "attention");
   }
 
@@ -154,29 +185,79 @@ struct Model {
     const Launch on{.stream = stream, .overlap = overlap};
     const Bf16* w = weights.get();
     for (uint32_t l = 0; l < s.layers; ++l) {
-      require(linear.run({.x_f32 = x.get(), .norm_weight = norm.get(), .weights = w, .m = rows, .n = s.qkv(), .k = s.hidden,
-                          .y = qkv.get(), .scratch = scratch.get()}, l == 0 ? first : on), "qkv");
+      require(linear.run({.x_f32 = x.get(),
+                          .norm_weight = norm.get(),
+                          .weights = w,
+                          .m = rows,
+                          .n = s.qkv(),
+                          .k = s.hidden,
+                          .y = qkv.get(),
+                          .scratch = scratch.get()},
+                         l == 0 ? first : on),
+              "qkv");
       w += size_t{s.qkv()} * s.hidden;
       attend(l, on);
-      require(linear.run({.x = attention.get(), .weights = w, .m = rows, .n = s.hidden, .k = q,
-                          .output = LinearOutput::kAddF32, .y = x.get(), .scratch = scratch.get()}, on), "o");
+      require(linear.run({.x = attention.get(),
+                          .weights = w,
+                          .m = rows,
+                          .n = s.hidden,
+                          .k = q,
+                          .output = LinearOutput::kAddF32,
+                          .y = x.get(),
+                          .scratch = scratch.get()},
+                         on),
+              "o");
       w += size_t{q} * s.hidden;
-      require(linear.run({.x_f32 = x.get(), .norm_weight = norm.get(), .weights = w, .m = rows, .n = 2 * s.inner,
-                          .k = s.hidden, .output = LinearOutput::kGatedBf16, .y = inner.get(), .scratch = scratch.get()}, on), "gate-up");
+      require(linear.run({.x_f32 = x.get(),
+                          .norm_weight = norm.get(),
+                          .weights = w,
+                          .m = rows,
+                          .n = 2 * s.inner,
+                          .k = s.hidden,
+                          .output = LinearOutput::kGatedBf16,
+                          .y = inner.get(),
+                          .scratch = scratch.get()},
+                         on),
+              "gate-up");
       w += size_t{2} * s.inner * s.hidden;
-      require(linear.run({.x = inner.get(), .weights = w, .m = rows, .n = s.hidden, .k = s.inner,
-                          .output = LinearOutput::kAddF32, .y = x.get(), .scratch = scratch.get()}, on), "down");
+      require(linear.run({.x = inner.get(),
+                          .weights = w,
+                          .m = rows,
+                          .n = s.hidden,
+                          .k = s.inner,
+                          .output = LinearOutput::kAddF32,
+                          .y = x.get(),
+                          .scratch = scratch.get()},
+                         on),
+              "down");
       w += size_t{s.inner} * s.hidden;
     }
-    require(linear.run({.x_f32 = x.get(), .norm_weight = norm.get(), .weights = lm_head.get(), .m = rows, .n = s.vocab,
-                        .k = s.hidden, .output = LinearOutput::kF32, .y = logits.get(), .scratch = scratch.get()}, on), "lm head");
+    require(linear.run({.x_f32 = x.get(),
+                        .norm_weight = norm.get(),
+                        .weights = lm_head.get(),
+                        .m = rows,
+                        .n = s.vocab,
+                        .k = s.hidden,
+                        .output = LinearOutput::kF32,
+                        .y = logits.get(),
+                        .scratch = scratch.get()},
+                       on),
+            "lm head");
     sample(on);
   }
 
   void sample(const Launch& on) {
-    require(launch_sample({.logits = logits.get(), .rows = sampling.get(), .scores = scores.get(), .list = list.get(),
-                           .pieces = pieces.get(), .tokens = tokens.get(), .not_finite = not_finite.get(), .num_rows = rows,
-                           .vocab = shape.vocab}, on), "sample");
+    require(launch_sample({.logits = logits.get(),
+                           .rows = sampling.get(),
+                           .scores = scores.get(),
+                           .list = list.get(),
+                           .pieces = pieces.get(),
+                           .tokens = tokens.get(),
+                           .not_finite = not_finite.get(),
+                           .num_rows = rows,
+                           .vocab = shape.vocab},
+                          on),
+            "sample");
   }
 
   [[nodiscard]] double bytes() const {
@@ -211,8 +292,8 @@ void bench_step(Linear& linear, cudaStream_t stream) {
         for (const bool overlap : {false, true}) {
           if (!overlap && rows != 1) continue;
           const double us = graph_us(stream, 15, [&](cudaStream_t on) { model.step(linear, on, overlap); });
-          print(std::string("step ") + s.name + " rows=" + std::to_string(rows) + " context=" + std::to_string(context) +
-                    (overlap ? "" : " no overlap"),
+          print(std::string("step ") + s.name + " rows=" + std::to_string(rows) +
+                    " context=" + std::to_string(context) + (overlap ? "" : " no overlap"),
                 us, model.bytes(), 0);
         }
       }
@@ -249,8 +330,13 @@ void bench_linear(Linear& linear, cudaStream_t stream) {
           const bool small = path == Linear::Path::kSmall;
           if (small ? m > 32 : m < 8) continue;
           auto params = [&](uint32_t copy) {
-            LinearParams p{.weights = w.get() + copy * elements, .m = m, .n = layer.n, .k = layer.k, .output = layer.output,
-                           .y = y.get(), .scratch = scratch.get()};
+            LinearParams p{.weights = w.get() + copy * elements,
+                           .m = m,
+                           .n = layer.n,
+                           .k = layer.k,
+                           .output = layer.output,
+                           .y = y.get(),
+                           .scratch = scratch.get()};
             if (layer.normed) {
               p.x_f32 = x32.get();
               p.norm_weight = norm.get();
@@ -266,7 +352,8 @@ void bench_linear(Linear& linear, cudaStream_t stream) {
               require(linear.run(params(c), {.stream = on, .overlap = c != 0}, path), "linear");
             }
           });
-          print(std::string("linear ") + s.name + " " + layer.name + " m=" + std::to_string(m) + (small ? " small" : " large"),
+          print(std::string("linear ") + s.name + " " + layer.name + " m=" + std::to_string(m) +
+                    (small ? " small" : " large"),
                 us / copies, 2.0 * static_cast<double>(elements), 0);
         }
       }
@@ -282,8 +369,15 @@ void bench_decode(cudaStream_t stream) {
   s.vocab = 64;
   for (const uint32_t heads : {16U, 32U, 64U}) {
     s.heads = heads;
-    for (const auto& [rows, context] : {std::pair{1U, 1024U}, {1U, 8192U}, {8U, 2048U}, {32U, 1024U}, {32U, 4096U}, {64U, 1024U},
-                                        {64U, 2048U}, {32U, 8192U}, {128U, 1024U}}) {
+    for (const auto& [rows, context] : {std::pair{1U, 1024U},
+                                        {1U, 8192U},
+                                        {8U, 2048U},
+                                        {32U, 1024U},
+                                        {32U, 4096U},
+                                        {64U, 1024U},
+                                        {64U, 2048U},
+                                        {32U, 8192U},
+                                        {128U, 1024U}}) {
       Model model(s, rows, context);
       const uint32_t chosen = model.splits;
       for (const uint32_t splits : {0U, 1U, 2U, 3U, 4U, 8U, 16U, 32U}) {
@@ -293,8 +387,8 @@ void bench_decode(cudaStream_t stream) {
         const double us = graph_us(stream, 9, [&](cudaStream_t on) {
           for (uint32_t i = 0; i < 8; ++i) model.attend(i % 2, {.stream = on, .overlap = i != 0});
         });
-        print("decode heads=" + std::to_string(heads) + "/8 rows=" + std::to_string(rows) + " context=" +
-                  std::to_string(context) + " splits=" + std::to_string(model.splits),
+        print("decode heads=" + std::to_string(heads) + "/8 rows=" + std::to_string(rows) +
+                  " context=" + std::to_string(context) + " splits=" + std::to_string(model.splits),
               us / 8, 4.0 * s.kv_heads * s.dim * context * rows, 0);
       }
     }
@@ -302,7 +396,8 @@ void bench_decode(cudaStream_t stream) {
 }
 
 void bench_prefill(cudaStream_t stream) {
-  for (const auto& [heads, kv_heads, dim] : {std::tuple{32U, 8U, 128U}, {16U, 8U, 128U}, {32U, 8U, 64U}, {8U, 4U, 256U}}) {
+  for (const auto& [heads, kv_heads, dim] :
+       {std::tuple{32U, 8U, 128U}, {16U, 8U, 128U}, {32U, 8U, 64U}, {8U, 4U, 256U}}) {
     for (const uint32_t length : {1024U, 2048U, 8192U, 16384U}) {
       const uint32_t width = (heads + 2 * kv_heads) * dim;
       Device<Bf16> qkv = filled(size_t{length} * width, 1.0F);
@@ -318,14 +413,26 @@ void bench_prefill(cudaStream_t stream) {
       std::vector<PrefillTile> tiles;
       plan_prefill(rows, std::vector<int32_t>{static_cast<int32_t>(length)}, heads / kv_heads, {}, tiles);
       Device<PrefillTile> dtiles(tiles);
-      const PrefillAttentionParams p{.qkv = qkv.get(), .qkv_stride = width, .row_offsets = row_offsets.get(),
-                                     .context_lens = lengths.get(), .pages = dpages.get(), .page_offsets = page_offsets.get(),
+      const PrefillAttentionParams p{.qkv = qkv.get(),
+                                     .qkv_stride = width,
+                                     .row_offsets = row_offsets.get(),
+                                     .context_lens = lengths.get(),
+                                     .pages = dpages.get(),
+                                     .page_offsets = page_offsets.get(),
                                      .tiles = dtiles.get(),
-                                     .kv = {.keys = pool.get(), .values = pool.get() + page / 2, .page_stride = page,
-                                            .head_stride = size_t{32} * dim, .tokens_per_page = 32, .kv_heads = kv_heads},
-                                     .out = out.get(), .num_tiles = static_cast<uint32_t>(tiles.size()), .heads = heads,
-                                     .head_dim = dim, .scale = 1.0F / std::sqrt(float(dim))};
-      const double us = median_us(stream, 9, [&] { require(launch_prefill_attention(p, {.stream = stream}), "prefill"); });
+                                     .kv = {.keys = pool.get(),
+                                            .values = pool.get() + page / 2,
+                                            .page_stride = page,
+                                            .head_stride = size_t{32} * dim,
+                                            .tokens_per_page = 32,
+                                            .kv_heads = kv_heads},
+                                     .out = out.get(),
+                                     .num_tiles = static_cast<uint32_t>(tiles.size()),
+                                     .heads = heads,
+                                     .head_dim = dim,
+                                     .scale = 1.0F / std::sqrt(float(dim))};
+      const double us =
+          median_us(stream, 9, [&] { require(launch_prefill_attention(p, {.stream = stream}), "prefill"); });
       print("prefill heads=" + std::to_string(heads) + "/" + std::to_string(kv_heads) + " d=" + std::to_string(dim) +
                 " length=" + std::to_string(length),
             us, 0, 2.0 * heads * dim * length * length);
@@ -343,12 +450,13 @@ void bench_sample(cudaStream_t stream) {
     Device<uint8_t> not_finite(rows);
     Device<std::byte> pieces(sample_pieces_bytes(rows, vocab));
     Device<TopLogprobOut> top(size_t{rows} * kMaxTopLogprobs);
-    const std::pair<const char*, SampleRowParams> kinds[] = {{"greedy", {.temperature = 0.0F}},
-                                                             {"temperature", {.temperature = 0.8F}},
-                                                             {"top-k 50", {.temperature = 0.8F, .top_k = 50}},
-                                                             {"top-p 0.9", {.temperature = 0.8F, .top_p = 0.9F}},
-                                                             {"top-k, top-p", {.temperature = 0.8F, .top_k = 50, .top_p = 0.9F}},
-                                                             {"greedy, 5 logprobs", {.temperature = 0.0F, .logprobs = 5}}};
+    const std::pair<const char*, SampleRowParams> kinds[] = {
+        {"greedy", {.temperature = 0.0F}},
+        {"temperature", {.temperature = 0.8F}},
+        {"top-k 50", {.temperature = 0.8F, .top_k = 50}},
+        {"top-p 0.9", {.temperature = 0.8F, .top_p = 0.9F}},
+        {"top-k, top-p", {.temperature = 0.8F, .top_k = 50, .top_p = 0.9F}},
+        {"greedy, 5 logprobs", {.temperature = 0.0F, .logprobs = 5}}};
     for (const auto& [name, kind] : kinds) {
       std::vector<SampleRowParams> all(rows, kind);
       for (uint32_t r = 0; r < rows; ++r) {
@@ -358,9 +466,18 @@ void bench_sample(cudaStream_t stream) {
       Device<SampleRowParams> params(all);
       const double us = graph_us(stream, 9, [&](cudaStream_t on) {
         for (int i = 0; i < 8; ++i) {
-          require(launch_sample({.logits = logits.get(), .rows = params.get(), .scores = scores.get(), .list = list.get(),
-                                 .pieces = pieces.get(), .tokens = tokens.get(), .top = top.get(), .not_finite = not_finite.get(),
-                                 .num_rows = rows, .vocab = vocab}, {.stream = on, .overlap = i != 0}), "sample");
+          require(launch_sample({.logits = logits.get(),
+                                 .rows = params.get(),
+                                 .scores = scores.get(),
+                                 .list = list.get(),
+                                 .pieces = pieces.get(),
+                                 .tokens = tokens.get(),
+                                 .top = top.get(),
+                                 .not_finite = not_finite.get(),
+                                 .num_rows = rows,
+                                 .vocab = vocab},
+                                {.stream = on, .overlap = i != 0}),
+                  "sample");
         }
       });
       print(std::string("sample rows=") + std::to_string(rows) + " " + name, us / 8, 4.0 * vocab * rows, 0);

@@ -9,7 +9,7 @@ int main(int argc, char** argv) {
   using namespace dyn::native::cuda;
   const std::string filter = argc > 1 ? argv[1] : "";
   const std::pair<const char*, void (*)()> suites[] = {
-      {"elementwise", check_elementwise}, {"linear", check_linear},   {"decode", check_decode_attention},
+      {"elementwise", check_elementwise},   {"linear", check_linear},   {"decode", check_decode_attention},
       {"prefill", check_prefill_attention}, {"experts", check_experts}, {"sample", check_sample},
   };
   for (const auto& [name, suite] : suites) {

@@ -17,6 +17,8 @@ constexpr size_t kWorkspaceBytes = 32ULL << 20;
 constexpr int kCandidates = 12;
 // Few rows: the norm is cheaper in every block again than as a kernel of its own.
 constexpr uint32_t kMaxFusedNormRows = 16;
+// From here on cuBLASLt is faster: measured on an H200 for the layers of Qwen3-0.6B and 8B at 8 and 16 rows.
+constexpr uint32_t kMaxRowsOfSmallPath = 8;
 constexpr size_t kMaxFusedNormBytes = 96 * 1024;
 
 cudaError_t from_cublas(cublasStatus_t status) {
@@ -249,7 +251,7 @@ struct Linear::Impl {
   }
 
   [[nodiscard]] bool fits_small(const LinearParams& p) const {
-    if (p.m > kMaxSmallRows) return false;
+    if (p.m > kMaxRowsOfSmallPath) return false;
     SmallLinearParams small;
     small.linear = p;
     small.sms = sms;

@@ -11,14 +11,14 @@ namespace {
 
 constexpr uint32_t kWarps = 8;
 constexpr uint32_t kThreads = kWarps * kWarp;
-constexpr uint32_t kPiece = 64;                 // of k, for one warp at a time: 128 bytes of a row
-constexpr uint32_t kChunk = kWarps * kPiece;    // of k, for the block
-constexpr uint32_t kInputPad = 8;               // elements; puts neighbouring rows into different banks
-constexpr uint32_t kConsumers = 1;              // name of the multiplying warps' barrier
+constexpr uint32_t kPiece = 64;                            // of k, for one warp at a time: 128 bytes of a row
+constexpr uint32_t kChunk = kWarps * kPiece;               // of k, for the block
+constexpr uint32_t kInputPad = 8;                          // elements; puts neighbouring rows into different banks
+constexpr uint32_t kConsumers = 1;                         // name of the multiplying warps' barrier
 constexpr uint32_t kBoxBytes = 8 * kChunk * sizeof(Bf16);  // 8 rows of a chunk, which the copy engine brings at once
 constexpr size_t kRingBytes = 80 * 1024;
 constexpr uint32_t kMaxStages = kRingBytes / kBoxBytes;
-constexpr uint32_t kRingTiles = 10;             // pieces of 8 rows of weights that a warp has in flight, 1 KB each
+constexpr uint32_t kRingTiles = 10;  // pieces of 8 rows of weights that a warp has in flight, 1 KB each
 constexpr size_t kPartialsBytes = 16 * 1024;
 constexpr size_t kAllShared = 226 * 1024;
 
@@ -30,6 +30,7 @@ struct Shape {
   uint32_t input_stride;  // elements of a row in shared memory
   uint32_t chunks;        // of k
   uint32_t slots;         // tiles whose partial sums fit
+  uint32_t stages;        // of the ring
   CUtensorMap map;        // of the weights: 64 of k, rows, k / 64
 };
 
@@ -124,14 +125,14 @@ __device__ __forceinline__ void write_result(const LinearParams& l, uint32_t out
   }
 }
 
-// Where 16-byte chunk `chunk` of line `line` lies in 8 lines of 128 bytes, swizzled as the copy engine does it. A quarter
-// of a warp that reads every other chunk of two lines meets no bank twice.
+// Where 16-byte chunk `chunk` of line `line` lies in 8 lines of 128 bytes, swizzled as the copy engine does it. A
+// quarter of a warp that reads every other chunk of two lines meets no bank twice.
 __device__ __forceinline__ uint32_t swizzled(uint32_t line, uint32_t chunk) {
   return line * 128 + (chunk ^ (line % 8)) * 16;
 }
 
-// The weights of one warp on their way, copied by the warp itself: for any k and for weights of experts, of which the host
-// does not know which are needed. A unit is 8 kTilesN rows of 128 bytes.
+// The weights of one warp on their way, copied by the warp itself: for any k and for weights of experts, of which the
+// host does not know which are needed. A unit is 8 kTilesN rows of 128 bytes.
 template <int kTilesN>
 class CopiedWeights {
  public:
@@ -167,7 +168,8 @@ class CopiedWeights {
     const uint32_t lane = threadIdx.x % kWarp;
 #pragma unroll
     for (uint32_t j = 0; j < 2 * kTilesN; ++j) {
-      row_[j] = weights_ + size_t{weight_row<kTilesN>(s_.p.linear, min(tile_, s_.tiles - 1), 4 * j + lane / 8)} * s_.p.linear.k;
+      row_[j] = weights_ +
+                size_t{weight_row<kTilesN>(s_.p.linear, min(tile_, s_.tiles - 1), 4 * j + lane / 8)} * s_.p.linear.k;
     }
   }
   // Past the end nothing is copied, but groups are counted on.
@@ -181,7 +183,8 @@ class CopiedWeights {
       for (uint32_t j = 0; j < 2 * kTilesN; ++j) {
         const uint32_t row = 4 * j + lane / 8;
         const uint32_t to = shared_address(ring_ + unit * kUnitBytes + swizzled(row, chunk_at_));
-        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(row_[j] + from), "r"(bytes) : "memory");
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(row_[j] + from), "r"(bytes)
+                     : "memory");
       }
       if (++part_ == s_.chunks) {
         part_ = 0;
@@ -202,17 +205,16 @@ class CopiedWeights {
   uint32_t unit_ = 0;
 };
 
-// The weights of the block on their way, fetched by the copy engine. A stage is kTilesN boxes of 8 rows of a chunk, in a
-// box 8 rows of 128 bytes for each warp. One thread of a ninth warp fetches, the others read as of CopiedWeights.
+// The weights of the block on their way, fetched by the copy engine. A stage is kTilesN boxes of 8 rows of a chunk, in
+// a box 8 rows of 128 bytes for each warp. One thread of a ninth warp fetches, the others read as of CopiedWeights.
 template <int kTilesN>
 class FetchedWeights {
  public:
-  static constexpr uint32_t kStages = kMaxStages / kTilesN;
+  __device__ FetchedWeights(uint32_t stages, uint8_t* ring, uint64_t* full, uint64_t* empty)
+      : stages_(stages), ring_(ring), full_(full), empty_(empty) {}
 
-  __device__ FetchedWeights(uint8_t* ring, uint64_t* full, uint64_t* empty) : ring_(ring), full_(full), empty_(empty) {}
-
-  __device__ static void init(uint64_t* full, uint64_t* empty) {
-    for (uint32_t i = 0; i < kStages; ++i) {
+  __device__ static void init(uint32_t stages, uint64_t* full, uint64_t* empty) {
+    for (uint32_t i = 0; i < stages; ++i) {
       barrier_init(full + i, 1);
       barrier_init(empty + i, kWarps);
     }
@@ -253,11 +255,12 @@ class FetchedWeights {
 
  private:
   __device__ void advance() {
-    if (++stage_ < kStages) return;
+    if (++stage_ < stages_) return;
     stage_ = 0;
     phase_ ^= 1;
   }
 
+  uint32_t stages_;
   uint8_t* ring_;
   uint64_t* full_;
   uint64_t* empty_;
@@ -276,12 +279,11 @@ __global__ void __launch_bounds__(kThreads + (kFetched ? kWarp : 0), 2)
   __shared__ uint64_t empty[kMaxStages];
   uint8_t* ring = shared;
   auto* squares = reinterpret_cast<float*>(ring + kRingBytes);  // [kBlockRows][kWarps]
-  float* factors = squares + kBlockRows * kWarps;                                         // [kBlockRows] 1 / rms
-  float* partials = factors + kBlockRows;  // [slots][kWarps][rows][kColumns]
+  float* factors = squares + kBlockRows * kWarps;               // [kBlockRows] 1 / rms
+  float* partials = factors + kBlockRows;                       // [slots][kWarps][rows][kColumns]
   auto* input = reinterpret_cast<Bf16*>(partials + size_t{s.slots} * kWarps * s.rows * kColumns);
   auto* norm = reinterpret_cast<float*>(input + size_t{s.rows} * s.input_stride);
 
-  let_successor_start();
   const bool grouped = s.p.group_offsets != nullptr;
   const Bf16* weights = l.weights;
   uint32_t first_row = 0;
@@ -289,6 +291,7 @@ __global__ void __launch_bounds__(kThreads + (kFetched ? kWarp : 0), 2)
   if (grouped) {
     // Which rows an expert has is a result of the kernels before.
     wait_for_predecessor();
+    let_successor_start();
     const int32_t begin = __ldcg(s.p.group_offsets + blockIdx.y);
     const int32_t count = __ldcg(s.p.group_offsets + blockIdx.y + 1) - begin;
     const auto skip = static_cast<int32_t>(blockIdx.z * kBlockRows);
@@ -300,9 +303,9 @@ __global__ void __launch_bounds__(kThreads + (kFetched ? kWarp : 0), 2)
   using Stream = std::conditional_t<kFetched, FetchedWeights<kTilesN>, CopiedWeights<kTilesN>>;
   auto make_stream = [&] {
     if constexpr (kFetched) {
-      if (threadIdx.x == 0) Stream::init(full, empty);
+      if (threadIdx.x == 0) Stream::init(s.stages, full, empty);
       __syncthreads();
-      return Stream(ring, full, empty);
+      return Stream(s.stages, ring, full, empty);
     } else {
       return Stream(s, weights, ring);
     }
@@ -327,18 +330,25 @@ __global__ void __launch_bounds__(kThreads + (kFetched ? kWarp : 0), 2)
     }
     named_barrier(kConsumers, kThreads);
   }
-  if (!grouped) wait_for_predecessor();
+  if (!grouped) {
+    wait_for_predecessor();
+    // Not before: now every multiprocessor has one block of this kernel and room for one of the next. Blocks that start
+    // while the kernel before still holds some multiprocessors pile up on the others.
+    let_successor_start();
+  }
 
   // A flush writes results [0, slots * rows * columns); the residual of a thread's first one is fetched early.
   const uint32_t columns = gated ? kColumns / 2 : kColumns;
   const uint32_t columns_n = gated ? l.n / 2 : l.n;
   float before = 0.0F;
-  const bool early = l.output == LinearOutput::kAddF32 && my_tiles <= s.slots && threadIdx.x < my_tiles * rows * columns;
+  const bool early =
+      l.output == LinearOutput::kAddF32 && my_tiles <= s.slots && threadIdx.x < my_tiles * rows * columns;
   if (early) {
     const uint32_t slot = threadIdx.x / (rows * columns);
     const uint32_t column = (blockIdx.x + slot * gridDim.x) * columns + threadIdx.x % columns;
     const uint32_t row = threadIdx.x / columns % rows;
-    if (column < columns_n) before = __ldcg(static_cast<const float*>(l.y) + size_t{first_row + row} * l.y_stride + column);
+    if (column < columns_n)
+      before = __ldcg(static_cast<const float*>(l.y) + size_t{first_row + row} * l.y_stride + column);
   }
 
   if (normed) {
@@ -433,7 +443,7 @@ __global__ void __launch_bounds__(kThreads + (kFetched ? kWarp : 0), 2)
 }
 
 // False when the input does not fit into shared memory beside a ring of a useful size.
-template <int kTilesN, int kTilesM>
+template <int kTilesN, int kTilesM, bool kFetched>
 bool plan(const SmallLinearParams& p, Shape& s, size_t& bytes) {
   constexpr uint32_t kColumns = 8 * kTilesN;
   const LinearParams& l = p.linear;
@@ -447,6 +457,8 @@ bool plan(const SmallLinearParams& p, Shape& s, size_t& bytes) {
   s.slots = std::min(my_tiles, std::max(1U, static_cast<uint32_t>(kPartialsBytes / slot_bytes)));
   const size_t fixed = sizeof(float) * 16 * kTilesM * (kWarps + 1) + s.slots * slot_bytes +
                        sizeof(Bf16) * s.rows * s.input_stride + (l.x_f32 != nullptr ? sizeof(float) * l.k : 0);
+  // Never less than a third of a multiprocessor's memory, see let_successor_start.
+  s.stages = kMaxStages / kTilesN;
   bytes = fixed + kRingBytes;
   return bytes <= kAllShared;
 }
@@ -455,7 +467,7 @@ template <int kTilesN, int kTilesM, bool kFetched>
 cudaError_t launch_tiles(const SmallLinearParams& p, const Launch& on) {
   Shape s{};
   size_t bytes = 0;
-  if (!plan<kTilesN, kTilesM>(p, s, bytes)) return cudaErrorNotSupported;
+  if (!plan<kTilesN, kTilesM, kFetched>(p, s, bytes)) return cudaErrorNotSupported;
   const LinearParams& l = p.linear;
   if (kFetched) {
     const cudaError_t error = describe_tensor<3>(
@@ -465,8 +477,8 @@ cudaError_t launch_tiles(const SmallLinearParams& p, const Launch& on) {
   }
   const bool grouped = p.group_offsets != nullptr;
   const dim3 grid(std::min(s.tiles, p.sms), p.groups, grouped ? (l.m + 16 * kTilesM - 1) / (16 * kTilesM) : 1);
-  return launch_kernel(linear_small_kernel<kTilesN, kTilesM, kFetched>, grid, kThreads + (kFetched ? kWarp : 0), bytes, on,
-                       s);
+  return launch_kernel(linear_small_kernel<kTilesN, kTilesM, kFetched>, grid, kThreads + (kFetched ? kWarp : 0), bytes,
+                       on, s);
 }
 
 // Share of the machine that is busy when every multiprocessor takes turns at tiles of `rows` weights.
@@ -489,7 +501,8 @@ cudaError_t launch_linear_small(const SmallLinearParams& params, const Launch& o
   const LinearParams& l = p.linear;
   const bool grouped = p.group_offsets != nullptr;
   if (l.k % 8 != 0 || l.m == 0 || (!grouped && l.m > kMaxSmallRows)) return cudaErrorInvalidValue;
-  if (grouped || l.k % kPiece != 0) return l.m > 16 && !grouped ? cudaErrorNotSupported : launch_tiles<2, 1, false>(p, on);
+  if (grouped || l.k % kPiece != 0)
+    return l.m > 16 && !grouped ? cudaErrorNotSupported : launch_tiles<2, 1, false>(p, on);
   if (l.m > 16) return launch_tiles<2, 2, true>(p, on);
   const bool wide = l.output == LinearOutput::kGatedBf16 || balance(l.n, 16, p.sms) + 0.02 > balance(l.n, 8, p.sms);
   return wide ? launch_tiles<2, 1, true>(p, on) : launch_tiles<1, 1, true>(p, on);
@@ -498,8 +511,8 @@ cudaError_t launch_linear_small(const SmallLinearParams& params, const Launch& o
 bool linear_small_fits(const SmallLinearParams& params) {
   Shape s{};
   size_t bytes = 0;
-  if (params.linear.m > 16 && params.linear.k % kPiece != 0) return false;
-  return params.linear.m <= 16 ? plan<2, 1>(params, s, bytes) : plan<2, 2>(params, s, bytes);
+  if (params.linear.k % kPiece != 0) return params.linear.m <= 16 && plan<2, 1, false>(params, s, bytes);
+  return params.linear.m <= 16 ? plan<2, 1, true>(params, s, bytes) : plan<2, 2, true>(params, s, bytes);
 }
 
 }  // namespace dyn::native::cuda

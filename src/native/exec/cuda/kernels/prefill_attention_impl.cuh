@@ -1,13 +1,13 @@
 // Prefill attention with mma.sync, for one head dimension a .cu file; see attention.h for what it computes.
 //
-// FlashAttention-2's scheme (Dao 2023, arXiv 2307.08691): a block holds 128 packed queries of one KV head, 16 a warp, in
-// registers and walks over KV in tiles of 64 tokens (32 for wide heads), two tiles in shared memory: cp.async fills one
-// while the other is used. Rows of shared memory are 16 bytes longer than a head, so that the 8 rows an ldmatrix reads lie
-// in different banks. Tokens outside the row's context are filled with zeros.
+// FlashAttention-2's scheme (Dao 2023, arXiv 2307.08691): a block holds 128 packed queries of one KV head, 16 a warp,
+// in registers and walks over KV in tiles of 64 tokens (32 for wide heads), two tiles in shared memory: cp.async fills
+// one while the other is used. Rows of shared memory are 16 bytes longer than a head, so that the 8 rows an ldmatrix
+// reads lie in different banks. Tokens outside the row's context are filled with zeros.
 #pragma once
 
-#include "native/exec/cuda/kernels/attention.h"
 #include "native/exec/cuda/kernels/async.cuh"
+#include "native/exec/cuda/kernels/attention.h"
 
 namespace dyn::native::cuda {
 namespace prefill {
@@ -47,13 +47,13 @@ __device__ __forceinline__ void load_matrices_transposed(uint32_t (&r)[4], const
 }
 
 template <uint32_t kDim>
-__global__ void __launch_bounds__(kThreads, 1) prefill_attention_kernel(const __grid_constant__ PrefillAttentionParams p) {
+__global__ void __launch_bounds__(kThreads, 1)
+    prefill_attention_kernel(const __grid_constant__ PrefillAttentionParams p) {
   constexpr uint32_t kTile = kTokens<kDim>;
   constexpr uint32_t kStride = kDim + 8;
   constexpr uint32_t kChunks = kDim / 8;
   extern __shared__ __align__(16) Bf16 tiles[];  // [2][keys, values][kTile][kStride]
 
-  let_successor_start();
   const uint32_t warp = threadIdx.x / kWarp;
   const uint32_t lane = threadIdx.x % kWarp;
   const uint32_t g = lane / 4;
@@ -73,6 +73,7 @@ __global__ void __launch_bounds__(kThreads, 1) prefill_attention_kernel(const __
   const uint32_t kv_begin = p.window != 0 && low + 1 > p.window ? (low + 1 - p.window) / kTile * kTile : 0;
 
   wait_for_predecessor();
+  let_successor_start();
 
   auto query_offset = [&](uint32_t packed, size_t stride) {
     return size_t{first_token + packed / group} * stride + size_t{kv_head * group + packed % group} * kDim;
@@ -159,7 +160,7 @@ __global__ void __launch_bounds__(kThreads, 1) prefill_attention_kernel(const __
     for (uint32_t r = 0; r < 2; ++r) {
       top[r] = fmaxf(top[r], __shfl_xor_sync(kAllLanes, top[r], 1));
       top[r] = fmaxf(top[r], __shfl_xor_sync(kAllLanes, top[r], 2));
-      keep[r] = exp2f(best[r] - top[r]);
+      keep[r] = exp2_fast(best[r] - top[r]);
       best[r] = top[r];
       sum[r] *= keep[r];
     }
@@ -167,7 +168,7 @@ __global__ void __launch_bounds__(kThreads, 1) prefill_attention_kernel(const __
     for (uint32_t n = 0; n < kTile / 8; ++n) {
 #pragma unroll
       for (uint32_t i = 0; i < 4; ++i) {
-        s[n][i] = exp2f(s[n][i] - best[i / 2]);
+        s[n][i] = exp2_fast(s[n][i] - best[i / 2]);
         sum[i / 2] += s[n][i];
       }
     }

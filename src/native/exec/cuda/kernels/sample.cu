@@ -52,8 +52,8 @@ __global__ void __launch_bounds__(kPrepareThreads) prepare_kernel(const __grid_c
   __shared__ Best warp_bests[kWarps];
   __shared__ float warp_floats[kWarps];
   __shared__ float warp_sums[kWarps];
-  let_successor_start();
   wait_for_predecessor();
+  let_successor_start();
   const SampleRowParams& r = p.rows[blockIdx.y];
   const uint32_t first = blockIdx.x * kSampleChunk;
   const uint32_t size = min(kSampleChunk, p.vocab - first);
@@ -194,8 +194,8 @@ __global__ void __launch_bounds__(kSelectThreads) choose_kernel(const __grid_con
   __shared__ double raw_sum_shared;
   __shared__ Best best_shared;
   __shared__ uint32_t bad_shared;
-  let_successor_start();
   wait_for_predecessor();
+  let_successor_start();
   const SampleRowParams r = p.rows[blockIdx.x];
   const uint32_t pieces = pieces_of(p.vocab);
   const Piece* mine = static_cast<const Piece*>(p.pieces) + size_t{blockIdx.x} * pieces;
@@ -213,7 +213,8 @@ __global__ void __launch_bounds__(kSelectThreads) choose_kernel(const __grid_con
     bad = __any_sync(kAllLanes, bad) != 0;
     double sum = 0;
     for (uint32_t i = threadIdx.x; i < pieces; i += kWarp) {
-      if (mine[i].raw_best > kNothing) sum += static_cast<double>(mine[i].raw_sum) * exp(static_cast<double>(mine[i].raw_best) - raw_best);
+      if (mine[i].raw_best > kNothing)
+        sum += static_cast<double>(mine[i].raw_sum) * exp(static_cast<double>(mine[i].raw_best) - raw_best);
     }
 #pragma unroll
     for (int offset = kWarp / 2; offset > 0; offset /= 2) sum += __shfl_xor_sync(kAllLanes, sum, offset);
@@ -268,8 +269,8 @@ __global__ void __launch_bounds__(kSelectThreads) choose_kernel(const __grid_con
 __global__ void __launch_bounds__(kSelectThreads) prompt_logprobs_kernel(const PromptLogprobParams p) {
   __shared__ SelectionShared shared;
   __shared__ float scratch[kWarp];
-  let_successor_start();
   wait_for_predecessor();
+  let_successor_start();
   const float* logits = p.logits + size_t{blockIdx.x} * p.vocab;
   float best = kNothing;
   for (uint32_t i = threadIdx.x; i < p.vocab; i += kSelectThreads) best = fmaxf(best, logits[i]);
@@ -283,8 +284,7 @@ __global__ void __launch_bounds__(kSelectThreads) prompt_logprobs_kernel(const P
   const double norm = static_cast<double>(best) + log(static_cast<double>(block_sum(sum, scratch)));
   if (threadIdx.x == 0) {
     const uint32_t next = p.next[blockIdx.x];
-    p.logprobs[blockIdx.x] =
-        next < p.vocab ? static_cast<float>(static_cast<double>(logits[next]) - norm) : kNothing;
+    p.logprobs[blockIdx.x] = next < p.vocab ? static_cast<float>(static_cast<double>(logits[next]) - norm) : kNothing;
   }
   if (p.top == nullptr) return;
   Selection sel(logits, p.vocab, best, 1.0F, p.list + size_t{blockIdx.x} * p.vocab, shared);
@@ -292,8 +292,8 @@ __global__ void __launch_bounds__(kSelectThreads) prompt_logprobs_kernel(const P
 }
 
 __global__ void __launch_bounds__(kSelectThreads) count_tokens_kernel(const CountTokensParams p) {
-  let_successor_start();
   wait_for_predecessor();
+  let_successor_start();
   for (uint32_t i = threadIdx.x; i < p.vocab; i += kSelectThreads) p.counts[i] = 0;
   __syncthreads();
   for (uint32_t i = threadIdx.x; i < p.num_prompt + p.num_generated; i += kSelectThreads) {

@@ -6,9 +6,9 @@
 //   sel.keep(Weight::kMass, wanted);              // of those the shortest head of the sorted list that weighs enough
 //   uint32_t id = sel.find(Weight::kMass, target);
 //
-// Elements are ordered by (score descending, id ascending): unique 52-bit codes. A selection descends through the code's
-// bits, 11 at a time, with a histogram of counts or of probabilities in fixed point, which do not depend on the order in
-// which threads add. All functions are called by all threads of the block.
+// Elements are ordered by (score descending, id ascending): unique 52-bit codes. A selection descends through the
+// code's bits, 11 at a time, with a histogram of counts or of probabilities in fixed point, which do not depend on the
+// order in which threads add. All functions are called by all threads of the block.
 #pragma once
 
 #include "native/exec/cuda/kernels/device.cuh"
@@ -253,8 +253,8 @@ class Selection {
     __syncthreads();
     return before + run - x;
   }
-  // The bin at which the running sum of weights reaches `target`, from bin 0 up or from the last down; what is left of the
-  // target in that bin goes to s_.remaining. The end of the walk when the sum never gets there.
+  // The bin at which the running sum of weights reaches `target`, from bin 0 up or from the last down; what is left of
+  // the target in that bin goes to s_.remaining. The end of the walk when the sum never gets there.
   __device__ uint32_t find_bin(unsigned long long target, bool descending) {
     constexpr uint32_t kPer = SelectionShared::kBins / kSelectThreads;
     if (threadIdx.x == 0) {

@@ -3,10 +3,10 @@
 //   CUtensorMap map;
 //   if (cudaError_t e = describe_tensor(map, weights, {64, rows, k / 64}, {row_bytes, 128}, {64, 8, 8}); ...)
 //
-// Sizes and box are in elements, innermost first; strides in bytes, of all dimensions but the innermost (multiples of 16).
-// The innermost box size is 64 elements: boxes lie in shared memory as lines of 128 bytes whose 16-byte chunks are swizzled
-// with the line's number modulo 8. Elements outside of the tensor read as zeros. The driver's function is looked up at the
-// first call. Ownership: none. Thread rules: any thread.
+// Sizes and box are in elements, innermost first; strides in bytes, of all dimensions but the innermost (multiples of
+// 16). The innermost box size is 64 elements: boxes lie in shared memory as lines of 128 bytes whose 16-byte chunks are
+// swizzled with the line's number modulo 8. Elements outside of the tensor read as zeros. The driver's function is
+// looked up at the first call. Ownership: none. Thread rules: any thread.
 #pragma once
 
 #include <cuda.h>
