@@ -152,18 +152,18 @@ def install_venv(name: str, packages: list[str], fill) -> None:
         return
     shutil.rmtree(place, ignore_errors=True)
     sh(sys.executable, "-m", "venv", place)
-    fill(place / "bin" / "pip")
+    fill([place / "bin" / "python", "-m", "pip", "--disable-pip-version-check"])
     mark.write_text("\n".join(packages))
 
 
 def install_llamacpp() -> None:
     wheels = HOME / "wheels"
 
-    def fill(pip: pathlib.Path) -> None:
+    def fill(pip: list) -> None:
         # The wheel is kept: building it takes minutes.
-        sh(pip, "wheel", "-q", "--no-deps", "--wheel-dir", wheels, "--find-links", wheels, LLAMA_CPP[0],
+        sh(*pip, "wheel", "-q", "--no-deps", "--wheel-dir", wheels, "--find-links", wheels, LLAMA_CPP[0],
            CMAKE_ARGS="-DGGML_NATIVE=ON")
-        sh(pip, "install", "-q", "--find-links", wheels, *LLAMA_CPP)
+        sh(*pip, "install", "-q", "--find-links", wheels, *LLAMA_CPP)
     install_venv("llamacpp", LLAMA_CPP, fill)
 
 
@@ -171,10 +171,17 @@ def install_vllm() -> None:
     requirements = PEERS / "vllm_requirements.txt"
     packages = VLLM + requirements.read_text().splitlines()
 
-    def fill(pip: pathlib.Path) -> None:
-        sh(pip, "install", "-q", "-r", requirements)
-        sh(pip, "install", "-q", "--no-deps", *VLLM)
+    def fill(pip: list) -> None:
+        sh(*pip, "install", "-q", "-r", requirements)
+        sh(*pip, "install", "-q", "--no-deps", *VLLM)
     install_venv("vllm", packages, fill)
+
+
+def compile_vllm(names: list[str]) -> None:
+    """torch.compile keeps what it made: `start` is that of a service which is started again, not of its first start."""
+    for name in names:
+        args = argparse.Namespace(threads=len(os.sched_getaffinity(0)), seconds=0.001)
+        engines([])["vllm"].run(MODELS[name], args)
 
 
 def install_models(names: list[str]) -> None:
@@ -273,6 +280,8 @@ def main() -> int:
         if "vllm" in wanted:
             install_vllm()
         install_models(models)
+        if "vllm" in wanted:
+            compile_vllm(models)
         return 0
     if not os.access(args.binary, os.X_OK):
         parser.error(f"no {args.binary}: run scripts/build")
