@@ -113,6 +113,7 @@ Result<LoadedEngine> load_engine(const LoadOptions& options) {
   if (!weights) return weights.error();
   if (auto done = check_loaded(options.cpu_path, options.weight_dtype, *weights); !done) return done.error();
   const CpuPath path = path_of(weights->layout);
+  const uint64_t weight_bytes = weights->bytes();
   DYN_INFO("engine", "{}: {:.2f} GiB of weights in {:.1f} s", config->architecture, gib(weights->bytes()),
            seconds_since(start));
 
@@ -138,7 +139,7 @@ Result<LoadedEngine> load_engine(const LoadOptions& options) {
       make_native_engine(options.engine, std::move(*executor),
                          {.vocab_size = config->vocab_size, .max_seq_len = *max_seq_len, .window = config->window()});
   if (!engine) return engine.error();
-  return LoadedEngine{std::move(*engine), std::move(*config), std::move(*directory), path};
+  return LoadedEngine{std::move(*engine), std::move(*config), std::move(*directory), path, weight_bytes};
 }
 
 }  // namespace dyn::native

@@ -49,6 +49,7 @@ struct LoadedEngine {
   ModelConfig config;
   std::string directory;  // of config.json and tokenizer
   CpuPath cpu_path = CpuPath::kOracle;
+  uint64_t weight_bytes = 0;  // as they are in memory
 };
 
 Result<LoadedEngine> load_engine(const LoadOptions& options);
