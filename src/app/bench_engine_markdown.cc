@@ -29,8 +29,7 @@ std::string start_and_memory(const EngineReport& report) {
       "| first token of a request | {:.3f} |\n| all together | {:.2f} |\n\n",
       engine.load_s, engine.warm_up_s, engine.first_token_s, engine.load_s + engine.warm_up_s + engine.first_token_s);
   out += "| memory | GB |\n|---|---|\n";
-  if (report.weight_bytes > 0)
-    out += fmt::format("| weights | {:.2f} |\n", giga(static_cast<double>(report.weight_bytes)));
+  out += fmt::format("| weights | {:.2f} |\n", giga(static_cast<double>(engine.weight_bytes)));
   out += fmt::format("| KV pool ({} tokens) | {:.2f} |\n| resident at most | {:.2f} |\n\n", engine.kv_pool_tokens,
                      giga(static_cast<double>(engine.kv_pool_bytes)),
                      giga(static_cast<double>(engine.resident.peak_bytes)));
@@ -107,8 +106,8 @@ std::string to_markdown(const EngineReport& report) {
   std::string out = fmt::format(
       "{}; {}{}, {} threads{}. Read bandwidth {:.2f} GB/s, multiply-adds {:.1f} GFLOP/s{}.\n\n", machine(),
       report.model, report.dummy_weights ? " (random weights)" : "", report.threads,
-      report.isa.empty() ? "" : ", " + report.isa, giga(ceilings.read_bytes_per_s), giga(ceilings.flops_per_s),
-      ceilings.cpus >= kUndisturbed * ceilings.threads ? "" : " (disturbed: too low)");
+      report.isa.empty() ? "" : ", " + report.path + ", " + report.isa, giga(ceilings.read_bytes_per_s),
+      giga(ceilings.flops_per_s), ceilings.cpus >= kUndisturbed * ceilings.threads ? "" : " (disturbed: too low)");
   if (report.engine) out += "Start-up and memory:\n\n" + start_and_memory(report);
   if (report.engine) out += "The engine under load:\n\n" + loads(*report.engine);
   if (!report.prompts.empty()) out += "Time to first token:\n\n" + runs(report.prompts, ceilings, false);

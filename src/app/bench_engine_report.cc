@@ -52,9 +52,10 @@ void add_work(Json& object, const EngineRun& run, const Ceilings& ceilings) {
 std::string engine_table(const EngineLevelReport& engine) {
   std::string out = fmt::format(
       "start-up   load {:.2f} s, warm-up {:.2f} s, first token {:.1f} ms\n"
-      "memory     resident {:.2f} GB at most; KV pool {:.2f} GB ({} tokens)\n\nwhole engine under load\n",
+      "memory     resident {:.2f} GB at most; weights {:.2f} GB, KV pool {:.2f} GB ({} tokens)\n\nwhole engine under "
+      "load\n",
       engine.load_s, engine.warm_up_s, 1e3 * engine.first_token_s, giga(engine.resident.peak_bytes),
-      giga(engine.kv_pool_bytes), engine.kv_pool_tokens);
+      giga(engine.weight_bytes), giga(engine.kv_pool_bytes), engine.kv_pool_tokens);
   out += fmt::format("{:>7} {:>7} {:>7} {:>7} {:>9} {:>9} {:>10} {:>10} {:>10} {:>5} {:>6}\n", "streams", "prompt",
                      "answer", "rounds", "output/s", "total/s", "TTFT p50", "TPOT p50", "TPOT p99", "cpus", "others");
   for (const EngineLoadRun& run : engine.runs) {
@@ -89,6 +90,7 @@ Json engine_json(const EngineLevelReport& engine) {
   Json root{{"load_s", engine.load_s},
             {"warm_up_s", engine.warm_up_s},
             {"first_token_s", engine.first_token_s},
+            {"weight_bytes", engine.weight_bytes},
             {"kv_pool_tokens", engine.kv_pool_tokens},
             {"kv_pool_bytes", engine.kv_pool_bytes},
             {"resident_peak_bytes", engine.resident.peak_bytes},

@@ -242,6 +242,7 @@ TEST_F(EngineRuns, MeasuresEveryPromptAndBatch) {
   EXPECT_GT(loads[1]["tpot_ms"]["p50"], 0);
   EXPECT_GT(loads[0]["ttft_ms"]["p50"], 0);
   EXPECT_GT(json["engine"]["kv_pool_bytes"], 0);
+  EXPECT_EQ(json["engine"]["weight_bytes"], json["memory"]["weight_bytes"]);
   EXPECT_GT(json["engine"]["first_token_s"], 0);
 }
 

@@ -114,6 +114,7 @@ struct Loading {
   const std::string& directory;
   uint32_t max_seq_len = 0;
   CpuPath cpu_path = CpuPath::kOracle;
+  uint64_t weight_bytes = 0;
 };
 
 Result<uint32_t> sized_pool(const LoadOptions& options, uint32_t max_seq_len, uint64_t bytes_per_page,
@@ -138,6 +139,7 @@ Result<std::unique_ptr<Executor>> load_on_cpu(Loading& loading) {
   if (!weights) return weights.error();
   if (auto done = check_loaded(options.cpu_path, options.weight_dtype, *weights); !done) return done.error();
   loading.cpu_path = path_of(weights->layout);
+  loading.weight_bytes = weights->bytes();
   DYN_INFO("engine", "{}: {:.2f} GiB of weights in {:.1f} s", loading.config.architecture, gib(weights->bytes()),
            seconds_since(start));
   const auto pages = sized_pool(options, loading.max_seq_len,
@@ -166,6 +168,7 @@ Result<std::unique_ptr<Executor>> load_on_gpu(Loading& loading) {
                           .progress = progress_log()},
                          loading.config, loading.directory);
   if (!loaded) return loaded.error();
+  loading.weight_bytes = loaded->weight_bytes;
   DYN_INFO("engine",
            "{} on {} ({:.0f} GiB): device ready in {:.2f} s, {:.2f} GiB of weights in {:.2f} s, pool and graphs in "
            "{:.2f} s",
@@ -221,7 +224,8 @@ Result<LoadedEngine> load_engine(const LoadOptions& given) {
       make_native_engine(options.engine, std::move(*executor),
                          {.vocab_size = config->vocab_size, .max_seq_len = *max_seq_len, .window = config->window()});
   if (!engine) return engine.error();
-  return LoadedEngine{std::move(*engine), std::move(*config), std::move(*directory), loading.cpu_path, *gpu};
+  return LoadedEngine{std::move(*engine),      std::move(*config), std::move(*directory), loading.cpu_path,
+                      loading.weight_bytes, *gpu};
 }
 
 }  // namespace dyn::native

@@ -54,6 +54,7 @@ struct LoadedEngine {
   ModelConfig config;
   std::string directory;                // of config.json and tokenizer
   CpuPath cpu_path = CpuPath::kOracle;  // where the CPU computes
+  uint64_t weight_bytes = 0;            // as they are in memory
   bool on_gpu = false;
 };
 
