@@ -6,6 +6,7 @@ import argparse
 import os
 import pathlib
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -125,6 +126,17 @@ def stage_unit(log: Log) -> Count:
     return ctest(log, "release")
 
 
+def stage_cuda(log: Log) -> Count:
+    """The CUDA module, and the tests of its host side; results on a GPU are scripts/gpu-check's."""
+    if not shutil.which("nvcc") and not pathlib.Path("/usr/local/cuda/bin/nvcc").exists():
+        log.file.write("no nvcc: the CUDA module is not built here\n")
+        return Count(1, 0)
+    if not build(log, "release", "dynamo_exec_cuda", "native_cuda_test", "native_test"):
+        return Count(0, 1)
+    return Count(1, 0) + log.check("build/release/bin/native_test", "--gtest_brief=1",
+                                   "--gtest_filter=CudaHost.*:CudaModule.*:StepPacker.*:GraphBuckets.*")
+
+
 def stage_docs(log: Log) -> Count:
     return log.check("scripts/check-docs")
 
@@ -205,6 +217,7 @@ STAGES = [
     Stage("static", "arrows between rooms, formatting", True, stage_static),
     Stage("release", "release build of everything, warnings are errors", True, stage_release),
     Stage("unit", "unit and golden tests", True, stage_unit),
+    Stage("cuda", "the CUDA module and its host side, where nvcc is", False, stage_cuda),
     Stage("docs", "generated documentation is current", True, stage_docs),
     Stage("e2e-quick", "official frontend, newest release only", True, stage_e2e_quick),
     Stage("e2e", "official frontends of all releases, mock and native engine", False, stage_e2e),

@@ -1,6 +1,5 @@
 #include "app/bench_engine_measure.h"
 
-#include <sys/resource.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -22,26 +21,6 @@ constexpr uint32_t kDecodePrompt = 16;
 constexpr uint32_t kDecodeSequenceSteps = 4096;  // steps times batch
 constexpr uint32_t kLeastDecodeSteps = 64;
 constexpr uint32_t kMostDecodeSteps = 512;
-
-// Who has the CPUs from construction on.
-class CpuShares {
- public:
-  void write_to(EngineRun& run) const {
-    const double passed_ns = std::chrono::duration<double, std::nano>(Clock::now() - start_).count();
-    const auto own_ns = static_cast<double>(read_own() - own_ns_);
-    run.own_cpus = own_ns / passed_ns;
-    run.others_cpus = std::max(0.0, (static_cast<double>(read_machine_cpu_ns() - machine_ns_) - own_ns) / passed_ns);
-  }
-
- private:
-  static uint64_t read_own() {
-    const auto own = read_process_usage(::getpid());
-    return own ? own->cpu_ns : 0;
-  }
-  uint64_t own_ns_ = read_own();
-  uint64_t machine_ns_ = read_machine_cpu_ns();
-  Clock::time_point start_ = Clock::now();
-};
 
 StepDriver::Options sequence(const native::ModelConfig& config, uint32_t tokens, uint32_t seed) {
   StepDriver::Options options;
@@ -79,6 +58,11 @@ void check_finite(const StepDriver::Sequence& s) {
   if (s.not_finite) throw std::runtime_error("the logits are not finite");
 }
 
+uint64_t read_own_ns() {
+  const auto own = read_process_usage(::getpid());
+  return own ? own->cpu_ns : 0;
+}
+
 // StepDriver throws; exceptions stay here.
 template <class Body>
 Result<EngineRun> measured(EngineRun run, const Body& body) {
@@ -88,12 +72,21 @@ Result<EngineRun> measured(EngineRun run, const Body& body) {
   } catch (const std::exception& e) {
     return internal_error(e.what());
   }
-  cpus.write_to(run);
+  cpus.write_to(run.own_cpus, run.others_cpus);
   std::ranges::sort(run.samples_us);
   return run;
 }
 
 }  // namespace
+
+CpuShares::CpuShares() : own_ns_(read_own_ns()), machine_ns_(read_machine_cpu_ns()), start_(Clock::now()) {}
+
+void CpuShares::write_to(double& own_cpus, double& others_cpus) const {
+  const double passed_ns = std::chrono::duration<double, std::nano>(Clock::now() - start_).count();
+  const auto own_ns = static_cast<double>(read_own_ns() - own_ns_);
+  own_cpus = own_ns / passed_ns;
+  others_cpus = std::max(0.0, (static_cast<double>(read_machine_cpu_ns() - machine_ns_) - own_ns) / passed_ns);
+}
 
 uint64_t step_flops(const native::ModelConfig& config, const native::StepPlan& plan) {
   const uint64_t hidden = config.hidden_size;
@@ -184,10 +177,19 @@ ResidentMemory read_resident_memory() {
   uint64_t resident_pages = 0;
   std::ifstream("/proc/self/statm") >> total_pages >> resident_pages;
   memory.now_bytes = resident_pages * static_cast<uint64_t>(::sysconf(_SC_PAGESIZE));
-  rusage usage{};
-  ::getrusage(RUSAGE_SELF, &usage);
-  memory.peak_bytes = static_cast<uint64_t>(usage.ru_maxrss) * 1024;
+  // Not getrusage: its maximum cannot be reset.
+  std::ifstream status("/proc/self/status");
+  for (std::string word; status >> word;) {
+    if (word != "VmHWM:") continue;
+    status >> memory.peak_bytes;
+    memory.peak_bytes *= 1024;
+    break;
+  }
   return memory;
+}
+
+void forget_peak_memory() {
+  std::ofstream("/proc/self/clear_refs") << "5";  // resets VmHWM; elsewhere the peak is that of the whole process
 }
 
 }  // namespace dyn::app::bench

@@ -8,6 +8,7 @@
 // set up. Prompts are repeatable pseudo-random tokens, sampling is greedy. Thread rules: the executor's thread.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <vector>
 
@@ -75,5 +76,19 @@ struct ResidentMemory {
   uint64_t peak_bytes = 0;
 };
 ResidentMemory read_resident_memory();
+// The peak counts from here on.
+void forget_peak_memory();
+
+// Who has the CPUs from construction on: this process, and all others.
+class CpuShares {
+ public:
+  CpuShares();
+  void write_to(double& own_cpus, double& others_cpus) const;
+
+ private:
+  uint64_t own_ns_;
+  uint64_t machine_ns_;
+  std::chrono::steady_clock::time_point start_;
+};
 
 }  // namespace dyn::app::bench

@@ -1,4 +1,5 @@
-// Results of `bench engine`: a table for people, JSON for machines.
+// Results of `bench engine`: a table for people, JSON for machines, Markdown for the documentation. What was not
+// measured is left out.
 //
 //   EngineReport report{.model = "...", .ceilings = ...};
 //   std::puts((json ? to_json(report) : to_table(report)).c_str());
@@ -7,10 +8,13 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "app/bench_engine_ceilings.h"
+#include "app/bench_engine_cost.h"
+#include "app/bench_engine_loop.h"
 #include "app/bench_engine_measure.h"
 
 namespace dyn::app::bench {
@@ -28,7 +32,8 @@ struct EngineReport {
   std::string model;
   std::string architecture;
   bool dummy_weights = false;
-  std::string isa;  // of the executor
+  std::string path;  // of the executor, and its weights' layout
+  std::string isa;   // of its kernels
   unsigned threads = 0;
   EngineStart start;
   uint64_t weight_bytes = 0;
@@ -39,9 +44,13 @@ struct EngineReport {
   Ceilings ceilings;
   std::vector<EngineRun> prompts;
   std::vector<EngineRun> decodes;
+  std::vector<CostPoint> cost;
+  std::optional<EngineLevelReport> engine;  // the whole engine under load
 };
 
 std::string to_table(const EngineReport& report);
 std::string to_json(const EngineReport& report);
+// Tables as docs/benchmarks.md has them.
+std::string to_markdown(const EngineReport& report);
 
 }  // namespace dyn::app::bench

@@ -96,6 +96,41 @@ TEST(Report, SharesAreOfTheCeilings) {
   EXPECT_NE(to_table(report).find("decode"), std::string::npos);
 }
 
+TEST(Report, CostIsBesideItsFloor) {
+  EngineReport report;
+  report.ceilings = {.read_bytes_per_s = 20e9, .flops_per_s = 100e9};
+  // 2 GB and 1 GFLOP a step: 100 ms and 10 ms.
+  report.cost.push_back({.context = 64,
+                         .run = {.batch = 2,
+                                 .seconds = 0.6,
+                                 .samples_us = {120'000, 150'000, 330'000},
+                                 .work = {.bytes = 6'000'000'000, .flops = 3'000'000'000}}});
+  EXPECT_DOUBLE_EQ(floor_s(report.cost[0], report.ceilings), 0.1);
+  const auto point = nlohmann::json::parse(to_json(report))["cost"][0];
+  EXPECT_DOUBLE_EQ(point["ratio_to_floor"], 1.5);
+  EXPECT_DOUBLE_EQ(point["step_ms"]["best"], 120);
+  EXPECT_NE(to_markdown(report).find("| 64 | 150.00 (**1.50**) |"), std::string::npos) << to_markdown(report);
+  report.ceilings.flops_per_s = 5e9;
+  EXPECT_DOUBLE_EQ(floor_s(report.cost[0], report.ceilings), 0.2);
+  EXPECT_NE(to_markdown(report).find("| 64 | 150.00 (0.75) |"), std::string::npos);
+}
+
+TEST(Cost, PagesOfTheLargestShapeThatFits) {
+  const CostShapes shapes{.contexts = {1, 64, 100}, .batches = {1, 8}};
+  EXPECT_EQ(cost_pages(shapes, 32, 1'000), 32U);
+  EXPECT_EQ(cost_pages(shapes, 32, 31), 16U);
+  EXPECT_EQ(cost_pages(shapes, 32, 7), 4U);
+}
+
+TEST(Loads, AreReadOrRefused) {
+  const auto loads = parse_engine_loads("--loads", "1:512:1,8:128:64");
+  ASSERT_TRUE(loads.ok());
+  ASSERT_EQ(loads.value().size(), 2U);
+  EXPECT_EQ(loads.value()[1].sequences, 8U);
+  EXPECT_EQ(loads.value()[1].input, 128U);
+  EXPECT_EQ(loads.value()[1].output, 64U);
+}
+
 TEST(Report, SaysWhenCeilingsWereDisturbed) {
   EngineReport report;
   report.ceilings = {.threads = 2, .cpus = 1.0};
@@ -128,6 +163,14 @@ TEST(EngineCommandLine, WrongArgumentsAreStatusTwo) {
            {"--batch-sizes", "1,,2"},
            {"--batch-sizes", "1025"},
            {"--prompt-lengths", ""},
+           {"--measure", "ttft,speed"},
+           {"--measure", ""},
+           {"--loads", "1:2"},
+           {"--loads", "1:2:3:4"},
+           {"--loads", "0:2:3"},
+           {"--loads", "1:2:3,"},
+           {"--contexts", "0"},
+           {"--max-cost-ratio", "-1"},
            {"--seconds", "nan"},
            {"--seconds", "0"},
            {"--json=1"},
@@ -155,7 +198,8 @@ class EngineRuns : public testing::Test {
 TEST_F(EngineRuns, MeasuresEveryPromptAndBatch) {
   testing::internal::CaptureStdout();
   const int status = run({"--model", dir_.path(), "--load-format", "dummy", "--isa", "portable", "--threads", "2",
-                          "--prompt-lengths", "4,60,64", "--batch-sizes", "1,40", "--seconds", "0.002", "--json"});
+                          "--prompt-lengths", "4,60,64", "--batch-sizes", "1,40", "--seconds", "0.002", "--loads",
+                          "1:8:1,3:8:5", "--contexts", "1,33,64,65", "--json"});
   const std::string out = testing::internal::GetCapturedStdout();
   ASSERT_EQ(status, 0);
   const auto json = nlohmann::json::parse(out);
@@ -177,6 +221,45 @@ TEST_F(EngineRuns, MeasuresEveryPromptAndBatch) {
   EXPECT_GT(json["memory"]["weight_bytes"], 0);
   EXPECT_GT(json["memory"]["resident_peak_bytes"], 0);
   EXPECT_GT(json["start"]["first_token_s"], 0);
+
+  std::vector<std::pair<unsigned, unsigned>> points;
+  for (const auto& point : json["cost"]) {
+    points.emplace_back(point["context"], point["batch"]);
+    EXPECT_GT(point["step_ms"]["p50"], 0);
+    EXPECT_GT(point["floor_ms"], 0);
+    EXPECT_GE(point["steps"], kLeastCostSteps);
+  }
+  // 65 is beyond the model's context.
+  EXPECT_EQ(points,
+            (std::vector<std::pair<unsigned, unsigned>>{{1, 1}, {1, 40}, {33, 1}, {33, 40}, {64, 1}, {64, 40}}));
+  EXPECT_GT(json["cost"][5]["bytes_per_sample"], json["cost"][3]["bytes_per_sample"]);
+
+  const auto& loads = json["engine"]["loads"];
+  ASSERT_EQ(loads.size(), 2U);
+  EXPECT_EQ(loads[1]["sequences"], 3);
+  EXPECT_GE(loads[1]["rounds"], 1);
+  EXPECT_GT(loads[1]["output_throughput"], 0);
+  EXPECT_GT(loads[1]["tpot_ms"]["p50"], 0);
+  EXPECT_GT(loads[0]["ttft_ms"]["p50"], 0);
+  EXPECT_GT(json["engine"]["kv_pool_bytes"], 0);
+  EXPECT_EQ(json["engine"]["weight_bytes"], json["memory"]["weight_bytes"]);
+  EXPECT_GT(json["engine"]["first_token_s"], 0);
+}
+
+TEST_F(EngineRuns, OnlyWhatIsAskedFor) {
+  testing::internal::CaptureStdout();
+  EXPECT_EQ(run({"--model", dir_.path(), "--load-format", "dummy", "--isa", "portable", "--threads", "1", "--measure",
+                 "decode", "--batch-sizes", "2", "--seconds", "0.002", "--markdown"}),
+            0);
+  const std::string out = testing::internal::GetCapturedStdout();
+  EXPECT_NE(out.find("| batch |"), std::string::npos);
+  EXPECT_EQ(out.find("| prompt |"), std::string::npos);
+  EXPECT_EQ(out.find("| context |"), std::string::npos);
+  EXPECT_EQ(out.find("start-up"), std::string::npos);
+}
+
+TEST_F(EngineRuns, ALoadBeyondTheContextIsRefused) {
+  EXPECT_EQ(run({"--model", dir_.path(), "--load-format", "dummy", "--measure", "load", "--loads", "1:60:5"}), 1);
 }
 
 TEST_F(EngineRuns, WhatCannotRunIsStatusOne) {

@@ -8,6 +8,7 @@
 
 #include "app/bench_arguments.h"
 #include "app/bench_engine.h"
+#include "app/bench_serve.h"
 #include "app/bench_stream_protocol.h"
 #include "app/bench_stream_report.h"
 #include "app/bench_stream_senders.h"
@@ -22,6 +23,7 @@ constexpr std::string_view kUsage =
     R"(Usage: dynamo-trtllm bench stream [options]
        dynamo-trtllm bench sink --instance-dir DIR [options]
        dynamo-trtllm bench engine --model DIR [options]      (bench engine --help)
+       dynamo-trtllm bench serve --url URL --model NAME [options]  (bench serve --help)
 
 bench stream measures the token path of this worker: a mock engine hands out one token a stream and step, the worker
 writes it over loopback TCP, a sink in a process of its own reads it. Beside it, in the same run and at the same pace, a
@@ -325,13 +327,14 @@ int bench_sink(const Options& options) {
 int run_bench(std::span<const std::string_view> args) {
   const std::string_view mode = args.empty() ? "" : args.front();
   if (mode == "engine") return run_bench_engine(args.subspan(1));
+  if (mode == "serve") return run_bench_serve(args.subspan(1));
   const auto wants_help = [](std::string_view arg) { return arg == "--help" || arg == "-h"; };
   if (std::ranges::any_of(args, wants_help)) {
     std::fwrite(kUsage.data(), 1, kUsage.size(), stdout);
     return 0;
   }
   if (mode != "stream" && mode != "sink") {
-    std::fprintf(stderr, "bench: %s; it is 'bench stream', 'bench sink' or 'bench engine', see --help\n",
+    std::fprintf(stderr, "bench: %s; it is 'bench stream', 'bench sink', 'bench engine' or 'bench serve', see --help\n",
                  args.empty() ? "what?" : ("unknown benchmark '" + std::string(mode) + "'").c_str());
     return 2;
   }

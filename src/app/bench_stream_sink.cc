@@ -5,7 +5,6 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <sys/epoll.h>
-#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 #include <ctime>
@@ -83,12 +82,7 @@ struct Sink::RequestLink {
 };
 
 Sink::Sink(SinkOptions options) : options_(std::move(options)), streams_(options_.streams), scratch_(kScratchBytes) {
-  // A stream is a descriptor; the usual soft limit of 1,024 is too low for a sweep.
-  rlimit limit{};
-  if (::getrlimit(RLIMIT_NOFILE, &limit) == 0 && limit.rlim_cur < limit.rlim_max) {
-    limit.rlim_cur = limit.rlim_max;
-    ::setrlimit(RLIMIT_NOFILE, &limit);
-  }
+  raise_descriptor_limit();
 }
 
 Sink::~Sink() = default;

@@ -48,8 +48,17 @@ Result<MadeEngine> make_native(const WorkerConfig& config) {
   options.model = config.model;
   options.load_format =
       config.load_format == LoadFormat::kDummy ? native::LoadFormat::kDummy : native::LoadFormat::kSafetensors;
+  options.cpu_path = config.cpu_path == CpuPath::kOracle ? native::CpuPathChoice::kOracle
+                     : config.cpu_path == CpuPath::kFast ? native::CpuPathChoice::kFast
+                                                         : native::CpuPathChoice::kAuto;
+  options.weight_dtype =
+      config.weight_dtype == WeightDtype::kInt8 ? native::WeightDtype::kInt8 : native::WeightDtype::kAuto;
   options.max_batch_size = config.max_batch_size;
-  options.max_num_tokens = config.max_num_tokens;
+  options.device = config.device == Device::kCuda  ? native::DeviceChoice::kCuda
+                   : config.device == Device::kCpu ? native::DeviceChoice::kCpu
+                                                   : native::DeviceChoice::kAuto;
+  options.gpu_memory_fraction = config.free_gpu_memory_fraction;
+  options.max_num_tokens = config.max_num_tokens_given ? config.max_num_tokens : 0;
   options.max_seq_len = config.max_seq_len.value_or(0);
   options.tokens_per_block = config.kv_block_size;
   options.kv_cache_bytes = config.kv_cache_bytes.value_or(0);
@@ -59,11 +68,13 @@ Result<MadeEngine> make_native(const WorkerConfig& config) {
                                        ? native::CapacityPolicy::kMaxUtilization
                                        : native::CapacityPolicy::kGuaranteedNoEvict;
   options.engine.enable_block_reuse = config.enable_block_reuse;
-  options.engine.record_kv_events = false;  // nobody publishes them
+  options.engine.record_kv_events = config.publish_kv_events;
   options.engine.max_queue_size = config.max_queue_size;
   auto loaded = native::load_engine(options);
   if (!loaded) return loaded.error();
-  return MadeEngine{.engine = std::move(loaded->engine), .bos = loaded->config.bos_token_id.value_or(0)};
+  return MadeEngine{.engine = std::move(loaded->engine),
+                    .device_type = loaded->on_gpu ? "cuda" : "cpu",
+                    .bos = loaded->config.bos_token_id.value_or(0)};
 }
 
 }  // namespace

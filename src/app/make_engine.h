@@ -19,7 +19,8 @@ namespace dyn::app {
 
 struct MadeEngine {
   std::unique_ptr<engine::Engine> engine;
-  llm::TokenId bos = 1;  // for probes: a token that the model knows
+  const char* device_type = "cpu";  // "cuda": for the instance record
+  llm::TokenId bos = 1;             // for probes: a token that the model knows
 };
 
 // The files of the model that frontends load, found and digested.

@@ -55,7 +55,9 @@ WorkerProcess::WorkerProcess(const WorkerConfig& config)
 WorkerProcess::~WorkerProcess() {
   if (canary_) canary_->stop();
   if (plane_) plane_->stop();
+  if (load_) load_->close();
   if (engine_) engine_->stop();
+  if (kv_events_) kv_events_->close();
   if (status_) status_->stop();
   net_loops_.stop();
   status_loop_.stop();
@@ -103,6 +105,7 @@ Result<void> WorkerProcess::load_engine() {
   auto made = make_engine(config_, files_);
   if (!made) return made.error();
   engine_ = std::move(made->engine);
+  device_type_ = made->device_type;
   bos_ = made->bos;
   dispatcher_ = std::make_unique<worker::Dispatcher>(net_loops_);
   dispatcher_->set_engine(engine_.get());
@@ -113,6 +116,7 @@ Result<void> WorkerProcess::load_engine() {
   dispatcher_->set_on_output([this] {
     if (auto* watch = active_watch_.load(std::memory_order_relaxed)) watch->activity();
   });
+  if (auto ready = make_publishers(); !ready) return ready;
   if (auto started = engine_->start(*dispatcher_); !started) return started;
 
   const auto begin = std::chrono::steady_clock::now();
@@ -131,6 +135,42 @@ Result<void> WorkerProcess::load_engine() {
       {*engine_, *dispatcher_, worker::RequestPolicy(caps, {.served_model_names = {config_.served_model_name}})});
   if (!handler) return handler.error();
   handler_ = std::move(*handler);
+  return {};
+}
+
+Result<worker::EventSockets> WorkerProcess::open_event_sockets(
+    const std::shared_ptr<runtime::EventPublisher>& component) const {
+  auto own =
+      runtime::make_zmq_event_publisher({.publisher_id = runtime::random_publisher_id(), .host = config_.tcp_host});
+  if (!own) return own.error();
+  return worker::EventSockets{component, std::move(*own)};
+}
+
+// Sockets that are asked for are opened now: what may be taken is found out before anything is registered.
+Result<void> WorkerProcess::make_publishers() {
+  if (!config_.publish_kv_events && !config_.publish_metrics) return {};
+  const uint64_t worker_id = discovery_->instance_id();
+  auto component = runtime::make_zmq_event_publisher({.publisher_id = worker_id, .host = config_.tcp_host});
+  if (!component) return component.error();
+  if (config_.publish_kv_events) {
+    auto sockets = open_event_sockets(*component);
+    if (!sockets) return sockets.error();
+    kv_events_ = std::make_unique<worker::KvEventPublisher>(
+        worker::KvEventPublisherOptions{.endpoint = endpoint_,
+                                        .worker_id = worker_id,
+                                        .traits = instance_traits(),
+                                        .labels = {{"model", config_.served_model_name}}},
+        std::move(*sockets), *discovery_, *plane_, registry_);
+    dispatcher_->set_on_kv_events(
+        [events = kv_events_.get()](std::span<const llm::KvEvent> of_step) { events->on_events(of_step); });
+  }
+  if (config_.publish_metrics) {
+    auto sockets = open_event_sockets(*component);
+    if (!sockets) return sockets.error();
+    load_ = std::make_unique<worker::LoadPublisher>(
+        worker::LoadPublisherOptions{.endpoint = endpoint_, .worker_id = worker_id}, std::move(*sockets), *discovery_,
+        *engine_);
+  }
   return {};
 }
 
@@ -153,9 +193,13 @@ llm::ModelCard WorkerProcess::make_card() const {
   card.runtime.tool_call_parser = config_.tool_call_parser;
   card.runtime.reasoning_parser = config_.reasoning_parser;
   card.runtime.exclude_tools_when_tool_choice_none = config_.exclude_tools_when_tool_choice_none;
-  // True would oblige the worker to publish KV events and to answer recovery queries.
-  card.runtime.enable_local_indexer = false;
+  // True obliges the worker to publish KV events and to answer recovery queries.
+  card.runtime.enable_local_indexer = config_.publish_kv_events;
   return card;
+}
+
+runtime::InstanceTraits WorkerProcess::instance_traits() const {
+  return {.device_type = device_type_, .codec = config_.msgpack_codec ? "msgpack" : "json"};
 }
 
 Result<void> WorkerProcess::publish() {
@@ -168,10 +212,14 @@ Result<void> WorkerProcess::publish() {
   if (!transport) return transport.error();
   health_.add_endpoint(endpoint_.name, /*has_canary=*/true);
 
-  registration_.emplace(
-      *discovery_,
-      worker::ServedModel{.card = make_card(),
-                          .traits = {.device_type = "cpu", .codec = config_.msgpack_codec ? "msgpack" : "json"}});
+  // Routers look for the source of a worker's events as soon as they know the worker.
+  if (kv_events_) {
+    if (auto started = kv_events_->start(); !started) return started;
+  }
+  if (load_) {
+    if (auto started = load_->start(); !started) return started;
+  }
+  registration_.emplace(*discovery_, worker::ServedModel{.card = make_card(), .traits = instance_traits()});
   if (auto published = registration_->publish(endpoint_, *transport); !published) return published;
   start_canary();
   DYN_INFO(kTarget, "serving '{}' as dyn://{}", config_.served_model_name, runtime::to_string(endpoint_));
@@ -207,7 +255,11 @@ runtime::ShutdownActions WorkerProcess::shutdown_actions() {
     dispatcher_->abandon_all();
     plane_->drain(kLastWords);
   };
-  actions.close_stores = [this] { discovery_->close(); };
+  actions.close_stores = [this] {
+    if (load_) load_->close();
+    if (kv_events_) kv_events_->close();
+    discovery_->close();
+  };
   return actions;
 }
 

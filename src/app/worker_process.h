@@ -28,6 +28,8 @@
 #include "runtime/status/status_server.h"
 #include "worker/dispatcher.h"
 #include "worker/handler.h"
+#include "worker/kv_event_publisher.h"
+#include "worker/load_publisher.h"
 #include "worker/registration.h"
 
 namespace dyn::app {
@@ -50,7 +52,10 @@ class WorkerProcess {
  private:
   Result<void> open_ports();
   Result<void> load_engine();
+  Result<worker::EventSockets> open_event_sockets(const std::shared_ptr<runtime::EventPublisher>& component) const;
+  Result<void> make_publishers();
   [[nodiscard]] llm::ModelCard make_card() const;
+  [[nodiscard]] runtime::InstanceTraits instance_traits() const;
   [[nodiscard]] runtime::ShutdownActions shutdown_actions();
   void start_canary();
 
@@ -67,7 +72,10 @@ class WorkerProcess {
   std::unique_ptr<runtime::RequestPlane> plane_;
   llm::ModelFiles files_;
   std::unique_ptr<worker::Dispatcher> dispatcher_;
+  std::unique_ptr<worker::KvEventPublisher> kv_events_;  // empty: not published
+  std::unique_ptr<worker::LoadPublisher> load_;          // empty: not published
   std::unique_ptr<engine::Engine> engine_;
+  const char* device_type_ = "cpu";
   llm::TokenId bos_ = 1;
   std::unique_ptr<worker::RequestHandler> handler_;
   std::optional<runtime::Canary> canary_;

@@ -48,4 +48,7 @@ Result<UniqueFd> open_fd(const std::string& path, int flags, unsigned mode = 0);
 Result<std::string> read_all(int fd, size_t max_bytes);
 Result<void> write_all(int fd, std::string_view bytes);
 
+// As many descriptors as this process may have: the usual soft limit of 1,024 is too low for a connection a stream.
+void raise_descriptor_limit();
+
 }  // namespace dyn

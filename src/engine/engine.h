@@ -81,23 +81,31 @@ struct Request {
   std::vector<TokenId> stop_token_ids;          // end the answer and are left out of it
   std::vector<TokenId> visible_stop_token_ids;  // end the answer and are its last token
   std::optional<uint32_t> logprobs;             // alternatives to report for every token; 0: only the chosen one
+  std::optional<uint32_t> prompt_logprobs;      // the same for the tokens of the prompt but the first
+  uint32_t num_choices = 1;                     // answers to the prompt; the i-th (from 0) is drawn with seed + i
   int32_t priority = 0;                         // higher first
   std::string cache_salt;                       // requests share KV blocks only with the same salt
 };
 
-// What happened to one request in one step. Spans are valid during the call only.
+// What happened to one choice of a request in one step. Spans are valid during the call only.
 struct RequestOutput {
   RequestId id = 0;
+  uint32_t choice = 0;
   std::span<const TokenId> tokens;  // new ones only
   std::span<const float> logprobs;  // one a token, or empty
   std::span<const TopLogprob> top;  // tokens.size() * top_width alternatives, token by token
   uint32_t top_width = 0;           // alternatives per token
   FinishReason finish = FinishReason::kNone;
+  bool more_choices = false;          // valid with finish: another choice of the request has not ended
   std::optional<TokenId> stop_token;  // the stop token that ended it, when one did
   const Error* error = nullptr;       // set iff finish == kError
   uint32_t prompt_tokens = 0;         // valid with finish
-  uint32_t completion_tokens = 0;     // valid with finish: all tokens handed out
+  uint32_t completion_tokens = 0;     // valid with finish: all tokens handed out so far, of all choices
   uint32_t cached_tokens = 0;         // prompt tokens whose KV was reused
+  // With the output that ends the request, if asked for: of each prompt token but the first its own entry (rank 0: not
+  // known), then the alternatives, prompt_top_width entries in all.
+  std::span<const TopLogprob> prompt_logprobs;
+  uint32_t prompt_top_width = 0;
 };
 
 struct Stats {
@@ -112,6 +120,9 @@ struct Stats {
   uint64_t prompt_tokens = 0;
   uint64_t prompt_tokens_cached = 0;
   uint64_t preemptions = 0;
+  uint64_t kv_block_hits = 0;    // blocks of prompts that were found in the cache
+  uint64_t kv_block_misses = 0;  // and those that were looked for in vain
+  uint64_t kv_block_evictions = 0;
 };
 
 // Everything of one step.
@@ -142,8 +153,10 @@ class Engine {
   // Starts the engine thread. Returns when requests can be submitted.
   virtual Result<void> start(Observer& observer) = 0;
 
-  // Takes the request over. Every accepted id gets exactly one output with finish != kNone, unless it is aborted first.
-  // Errors: kOverloaded (queue limit), kInvalidArgument (an impossible request), kUnavailable (draining), kEngineDead.
+  // Takes the request over. Every choice of an accepted id gets exactly one output with finish != kNone, unless the
+  // request is aborted first; the last of them has no more_choices. One with kError ends the request, without outputs
+  // for its other choices. Errors: kOverloaded (queue limit), kInvalidArgument (an impossible request), kUnavailable
+  // (draining), kEngineDead.
   virtual Result<void> submit(Request request) = 0;
 
   // The request's KV blocks are free after the next step. No output of it is handed out after the step in which the

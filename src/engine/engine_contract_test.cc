@@ -153,8 +153,9 @@ TEST_P(EngineContract, RepeatedPromptTellsItsCachedTokens) {
   const Answer first = run(contract_request(1, contract_prompt(16), 6));
   const Answer second = run(contract_request(2, contract_prompt(16), 6));
   EXPECT_EQ(first.cached_tokens, 0U);
-  // Whole blocks only, and the last token of a prompt is always computed: 12 of 16 with blocks of 4.
-  EXPECT_EQ(second.cached_tokens, GetParam().reuses_prefixes ? 12U : 0U);
+  // Whole blocks of 4, perhaps the head of the last one; the last token of a prompt is always computed.
+  EXPECT_GE(second.cached_tokens, GetParam().reuses_prefixes ? 12U : 0U);
+  EXPECT_LE(second.cached_tokens, GetParam().reuses_prefixes ? 15U : 0U);
   EXPECT_EQ(first.tokens, second.tokens);
   EXPECT_EQ(engine_->stats().prompt_tokens, 32U);
   EXPECT_EQ(engine_->stats().prompt_tokens_cached, second.cached_tokens);

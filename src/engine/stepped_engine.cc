@@ -47,6 +47,15 @@ Result<void> normalize(Request& request, const Caps& caps) {
     return invalid_argument(fmt::format("{} alternatives of logprobs were asked for, at most {} can be given",
                                         *request.logprobs, caps.max_logprobs));
   }
+  if (request.num_choices == 0) return invalid_argument("n: a request has at least one choice");
+  if (request.num_choices > 1 && !caps.multiple_choices)
+    return unsupported("n: one choice a request is supported by this engine");
+  if (request.prompt_logprobs && !caps.prompt_logprobs)
+    return unsupported("prompt_logprobs: not supported by this engine");
+  if (request.prompt_logprobs.value_or(0) > caps.max_logprobs) {
+    return invalid_argument(fmt::format("prompt_logprobs: {} alternatives were asked for, at most {} can be given",
+                                        *request.prompt_logprobs, caps.max_logprobs));
+  }
   if (auto checked = check_logits_options(request.sampling, caps); !checked) return checked;
   const auto room = static_cast<uint32_t>(caps.max_seq_len - request.token_ids.size());
   request.max_tokens = std::min(request.max_tokens, room);
@@ -69,6 +78,9 @@ void SteppedEngine::PublishedStats::store(const Stats& stats) {
   put(prompt_tokens, stats.prompt_tokens);
   put(prompt_tokens_cached, stats.prompt_tokens_cached);
   put(preemptions, stats.preemptions);
+  put(kv_block_hits, stats.kv_block_hits);
+  put(kv_block_misses, stats.kv_block_misses);
+  put(kv_block_evictions, stats.kv_block_evictions);
 }
 
 Stats SteppedEngine::PublishedStats::load() const {
@@ -83,7 +95,10 @@ Stats SteppedEngine::PublishedStats::load() const {
           .tokens_generated = get(tokens_generated),
           .prompt_tokens = get(prompt_tokens),
           .prompt_tokens_cached = get(prompt_tokens_cached),
-          .preemptions = get(preemptions)};
+          .preemptions = get(preemptions),
+          .kv_block_hits = get(kv_block_hits),
+          .kv_block_misses = get(kv_block_misses),
+          .kv_block_evictions = get(kv_block_evictions)};
 }
 
 SteppedEngine::SteppedEngine(std::unique_ptr<Stepper> stepper, SteppedEngineOptions options)

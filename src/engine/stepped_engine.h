@@ -51,7 +51,8 @@ class SteppedEngine final : public Engine {
   // Statistics as other threads read them. Each number is whole; together they may be of two steps.
   struct PublishedStats {
     std::atomic<uint64_t> steps{0}, kv_blocks_used{0}, kv_blocks_total{0}, requests_finished{0}, requests_aborted{0},
-        tokens_generated{0}, prompt_tokens{0}, prompt_tokens_cached{0}, preemptions{0};
+        tokens_generated{0}, prompt_tokens{0}, prompt_tokens_cached{0}, preemptions{0}, kv_block_hits{0},
+        kv_block_misses{0}, kv_block_evictions{0};
     std::atomic<uint32_t> running{0}, waiting{0};
 
     void store(const Stats& stats);

@@ -37,6 +37,13 @@ class JsonEmitter {
     *at_++ = '"';
     *at_++ = ':';
   }
+  void key(uint32_t name) {
+    separate('{');
+    *at_++ = '"';
+    number(name);
+    *at_++ = '"';
+    *at_++ = ':';
+  }
   void number(uint32_t value) { at_ = std::to_chars(at_, at_ + kMaxU32Chars, value).ptr; }
   void number(float value) { at_ = std::to_chars(at_, at_ + kMaxFloatChars, value).ptr; }
   void word(std::string_view plain) {  // nothing in it to escape
@@ -73,7 +80,13 @@ class MsgpackEmitter {
  public:
   explicit MsgpackEmitter(std::byte* at) : at_(at) {}
 
-  void object(size_t members) { put_byte(static_cast<uint8_t>(0x80 | members)); }  // never 16 or more here
+  void object(size_t members) {
+    if (members < 16) {
+      put_byte(static_cast<uint8_t>(0x80 | members));
+    } else {
+      put_marked(0xDE, static_cast<uint16_t>(members));  // never more than alternatives of a token
+    }
+  }
   void end_object() {}
   void array(size_t elements) {
     if (elements < 16) {
@@ -92,6 +105,10 @@ class MsgpackEmitter {
     put_byte(static_cast<uint8_t>(0xA0 | (N - 1)));
     std::memcpy(at_, name, N - 1);
     at_ += N - 1;
+  }
+  void key(uint32_t name) {
+    char text[kMaxU32Chars];
+    word({text, std::to_chars(text, text + kMaxU32Chars, name).ptr});
   }
   void number(uint32_t value) {
     if (value < 0x80) {
@@ -138,7 +155,9 @@ size_t max_bytes(const OutputChunk& chunk) {
   constexpr size_t kLogprob = kMaxFloatChars + 1 + 3;  // and the list of alternatives: ",[]"
   constexpr size_t kTop =
       sizeof(R"(,{"rank":,"token_id":,"token":null,"logprob":})") + 2 * kMaxU32Chars + kMaxFloatChars;
-  return kFixed + chunk.tokens.size() * kToken + chunk.logprobs.size() * kLogprob + chunk.top.size() * kTop;
+  constexpr size_t kPrompt = sizeof(R"(,"":{"logprob":,"rank":},null)") + 2 * kMaxU32Chars + kMaxFloatChars;
+  return kFixed + chunk.prompt_logprobs.size() * kPrompt + chunk.tokens.size() * kToken +
+         chunk.logprobs.size() * kLogprob + chunk.top.size() * kTop;
 }
 
 template <class Emitter>
@@ -188,11 +207,53 @@ void encode_usage(Emitter& emit, const Usage& usage) {
 }
 
 template <class Emitter>
+void encode_prompt_logprob(Emitter& emit, const TopLogprob& entry) {
+  emit.key(entry.id);
+  emit.object(entry.rank > 0 ? 2 : 1);
+  emit.key("logprob");
+  emit.number(clamped(entry.logprob));
+  if (entry.rank > 0) {
+    emit.key("rank");
+    emit.number(entry.rank);
+  }
+  emit.end_object();
+}
+
+// A list with null for the first token, and for each other a map from token ids to what is known of them.
+template <class Emitter>
+void encode_prompt_logprobs(Emitter& emit, const OutputChunk& chunk) {
+  const size_t width = chunk.prompt_top_width;
+  const size_t tokens = chunk.prompt_logprobs.size() / width;
+  emit.array(tokens + 1);
+  emit.element();
+  emit.null();
+  for (size_t token = 0; token < tokens; ++token) {
+    const auto entries = chunk.prompt_logprobs.subspan(token * width, width);
+    TopLogprob own = entries.front();
+    size_t others = 0;
+    for (const TopLogprob& entry : entries.subspan(1)) {
+      if (entry.rank == 0) continue;
+      if (entry.id == own.id) own.rank = entry.rank;
+      others += entry.id == own.id ? 0 : 1;
+    }
+    emit.element();
+    emit.object(1 + others);
+    encode_prompt_logprob(emit, own);
+    for (const TopLogprob& entry : entries.subspan(1)) {
+      if (entry.rank > 0 && entry.id != own.id) encode_prompt_logprob(emit, entry);
+    }
+    emit.end_object();
+  }
+  emit.end_array();
+}
+
+template <class Emitter>
 void encode_members(Emitter& emit, const OutputChunk& chunk) {
   const bool has_logprobs = !chunk.logprobs.empty();
   const std::string_view finish = to_string(chunk.finish);
+  const size_t engine_data = (chunk.kv_cache_hit ? 1U : 0U) + (chunk.prompt_logprobs.empty() ? 0U : 1U);
   const size_t members = size_t{1} + (has_logprobs ? 2 : 0) + (finish.empty() ? 0 : 1) + (chunk.stop_token ? 1 : 0) +
-                         (chunk.index ? 1 : 0) + (chunk.usage ? 1 : 0) + (chunk.kv_cache_hit ? 1 : 0);
+                         (chunk.index ? 1 : 0) + (chunk.usage ? 1 : 0) + (engine_data > 0 ? 1 : 0);
   emit.object(2);
   emit.key("data");
   emit.object(1);
@@ -233,16 +294,22 @@ void encode_members(Emitter& emit, const OutputChunk& chunk) {
     emit.key("completion_usage");
     encode_usage(emit, *chunk.usage);
   }
-  if (chunk.kv_cache_hit) {
+  if (engine_data > 0) {
     emit.key("engine_data");
-    emit.object(1);
-    emit.key("kv_cache_hit");
-    emit.object(2);
-    emit.key("prompt_tokens");
-    emit.number(chunk.kv_cache_hit->prompt_tokens);
-    emit.key("reused_tokens");
-    emit.number(chunk.kv_cache_hit->reused_tokens);
-    emit.end_object();
+    emit.object(engine_data);
+    if (chunk.kv_cache_hit) {
+      emit.key("kv_cache_hit");
+      emit.object(2);
+      emit.key("prompt_tokens");
+      emit.number(chunk.kv_cache_hit->prompt_tokens);
+      emit.key("reused_tokens");
+      emit.number(chunk.kv_cache_hit->reused_tokens);
+      emit.end_object();
+    }
+    if (!chunk.prompt_logprobs.empty()) {
+      emit.key("prompt_logprobs");
+      encode_prompt_logprobs(emit, chunk);
+    }
     emit.end_object();
   }
 
@@ -256,7 +323,7 @@ void encode_members(Emitter& emit, const OutputChunk& chunk) {
 // The usual chunk is nothing but tokens: two constants with the numbers between them.
 bool is_plain(const OutputChunk& chunk) {
   return chunk.logprobs.empty() && chunk.finish == FinishReason::kNone && !chunk.stop_token && !chunk.index &&
-         !chunk.usage && !chunk.kv_cache_hit;
+         !chunk.usage && !chunk.kv_cache_hit && chunk.prompt_logprobs.empty();
 }
 
 void encode_plain_json(Buffer& out, std::span<const TokenId> tokens) {

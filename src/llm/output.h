@@ -47,6 +47,10 @@ struct OutputChunk {
   std::optional<uint32_t> index;      // choice; nothing: 0
   std::optional<Usage> usage;         // with the last chunk
   std::optional<KvCacheHit> kv_cache_hit;
+  // Of each prompt token but the first: its own entry (rank 0: look among the others), then the alternatives. Read
+  // since 1.5 and shown as the answer's `prompt_logprobs`. The choice that ends last has them.
+  std::span<const TopLogprob> prompt_logprobs;
+  uint32_t prompt_top_width = 0;  // entries a token
 };
 
 void encode_chunk(Buffer& out, Codec codec, const OutputChunk& chunk);

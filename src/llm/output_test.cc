@@ -5,6 +5,7 @@
 
 #include <array>
 #include <limits>
+#include <nlohmann/json.hpp>
 #include <random>
 
 #include "llm/test_support.h"
@@ -43,6 +44,29 @@ TEST(EncodeChunk, OneToken) {
             "data\x81\xA9"
             "token_ids\x91*\xAE"
             "complete_final\xC2");
+}
+
+TEST(EncodeChunk, PromptLogprobs) {
+  // Three tokens with two alternatives each: the token's own rank is known where it is one of them.
+  const float low = -std::numeric_limits<float>::infinity();
+  const TopLogprob entries[] = {{7, -0.5F, 0}, {7, -0.5F, 1}, {9, -1.5F, 2}, {5, -8.0F, 0}, {7, -0.25F, 1},
+                                {9, -1.5F, 2}, {6, low, 0},   {0, low, 0},   {0, low, 0}};
+  const OutputChunk chunk{.kv_cache_hit = KvCacheHit{4, 0}, .prompt_logprobs = entries, .prompt_top_width = 3};
+  const std::string text =
+      R"({"data":{"data":{"token_ids":[],"engine_data":{"kv_cache_hit":{"prompt_tokens":4,"reused_tokens":0},)"
+      R"("prompt_logprobs":[null,{"7":{"logprob":-0.5,"rank":1},"9":{"logprob":-1.5,"rank":2}},)"
+      R"({"5":{"logprob":-8},"7":{"logprob":-0.25,"rank":1},"9":{"logprob":-1.5,"rank":2}},)"
+      R"({"6":{"logprob":-9999}}]}}},"complete_final":false})";
+  EXPECT_EQ(json_of(chunk), text);
+  EXPECT_EQ(nlohmann::json::parse(msgpack_as_json(as_bytes(msgpack_of(chunk)))), nlohmann::json::parse(text));
+
+  // More alternatives than a short MessagePack map holds; the longest numbers.
+  std::vector<TopLogprob> many = {{4294967295U, -1.17549435e-38F, 0}};
+  for (uint32_t i = 1; i <= 20; ++i) many.push_back({4294967295U - i, -1.17549435e-38F, 4294967295U - i});
+  const OutputChunk wide{.prompt_logprobs = many, .prompt_top_width = 21};
+  EXPECT_TRUE(nlohmann::json::accept(json_of(wide)));
+  for (TopLogprob& entry : many) entry.logprob = -0.5F;
+  EXPECT_EQ(msgpack_as_json(as_bytes(msgpack_of(wide))), json_of(wide));
 }
 
 TEST(EncodeChunk, NoTokens) {

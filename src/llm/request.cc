@@ -95,7 +95,10 @@ class RequestDecoder {
     if (key == "prompt_logprobs") return in_.read(output.prompt_logprobs);
     if (key == "skip_special_tokens") return in_.read(output.skip_special_tokens);
     if (key == "formatted_prompt") return in_.read(output.formatted_prompt);
-    if (key == "return_tokens_as_token_ids") return in_.read(output.return_tokens_as_token_ids);
+    if (key == "return_tokens_as_token_ids") {
+      request_.keeps_choices_apart = true;
+      return in_.read(output.return_tokens_as_token_ids);
+    }
     if (key == "no_stop_trim") return in_.read_unless_null(output.no_stop_trim);
     return in_.skip();
   }

@@ -80,6 +80,9 @@ struct Request {
   std::vector<std::string> annotations;
   Routing routing;
   bool is_health_check = false;  // "_HEALTH_CHECK"
+  // The frontend has a text of its own for each choice (1.5+; known by an output option that came with it). Older ones
+  // mix the choices of a chat into one text.
+  bool keeps_choices_apart = false;
 
   // Present, but for a later role; what cannot be served is refused by these names.
   bool has_prompt_embeds = false;

@@ -85,6 +85,7 @@ TEST_P(BothCodecs, Everything) {
   EXPECT_EQ(r.output.skip_special_tokens, false);
   EXPECT_EQ(r.output.formatted_prompt, true);
   EXPECT_EQ(r.output.return_tokens_as_token_ids, true);
+  EXPECT_TRUE(r.keeps_choices_apart);
   EXPECT_TRUE(r.output.no_stop_trim);
   EXPECT_THAT(r.eos_token_ids, ElementsAre(257));
   EXPECT_THAT(r.annotations, ElementsAre("a", "b:1"));

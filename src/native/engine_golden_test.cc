@@ -39,6 +39,7 @@ TEST_P(EngineGolden, TokensAreThoseOfTransformers) {
   ASSERT_EQ(prompts.size(), 6U);
   auto loaded =
       load_engine({.model = test_model("random/" + model),
+                   .cpu_path = CpuPathChoice::kOracle,
                    .max_batch_size = 4,
                    .max_num_tokens = 48,
                    .tokens_per_block = 8,

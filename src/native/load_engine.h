@@ -1,4 +1,4 @@
-// From a model directory or name to a native engine on this machine's CPU.
+// From a model directory or name to a native engine on this machine's GPU or CPU.
 //
 //   auto loaded = load_engine({.model = "Qwen/Qwen3-0.6B", .max_batch_size = 32});
 //   if (!loaded) return loaded.error();      // one line: what, and what to do
@@ -14,23 +14,31 @@
 
 #include "base/result.h"
 #include "engine/engine.h"
+#include "native/exec/cpu/cpu_path.h"
 #include "native/model/model_config.h"
 #include "native/model/weights.h"
 #include "native/native_engine.h"
 
 namespace dyn::native {
 
+// kAuto: the GPU when the CUDA module loads, a usable GPU is there and its kernels can do what is asked; else the CPU.
+enum class DeviceChoice : uint8_t { kAuto, kCpu, kCuda };
+
 struct LoadOptions {
   std::string model;  // directory, or the name of a model in the Hugging Face cache
+  DeviceChoice device = DeviceChoice::kAuto;
   LoadFormat load_format = LoadFormat::kSafetensors;
+  CpuPathChoice cpu_path = CpuPathChoice::kAuto;
+  WeightDtype weight_dtype = WeightDtype::kAuto;
 
   uint32_t max_batch_size = 64;
-  uint32_t max_num_tokens = 512;  // of a step; longer prompts are computed in chunks
-  uint32_t max_seq_len = 0;       // prompt and answer; 0: what the model was made for
+  uint32_t max_num_tokens = 0;  // of a step; longer prompts are computed in chunks; 0: 512 on a CPU, 8192 on a GPU
+  uint32_t max_seq_len = 0;     // prompt and answer; 0: what the model was made for
 
   uint32_t tokens_per_block = 32;
   uint64_t kv_cache_bytes = 0;       // size of the KV pool; 0: kv_cache_fraction of the memory left after loading
-  double kv_cache_fraction = 0.5;    // in (0, 1)
+  double kv_cache_fraction = 0.5;    // in (0, 1); of a CPU's memory
+  double gpu_memory_fraction = 0.9;  // the same of a GPU's; 1 allowed
   uint64_t kv_cache_max_tokens = 0;  // an upper limit of the pool besides; 0: none
   unsigned threads = 0;              // 0: all usable CPUs
 
@@ -44,7 +52,10 @@ struct LoadOptions {
 struct LoadedEngine {
   std::unique_ptr<engine::Engine> engine;
   ModelConfig config;
-  std::string directory;  // of config.json and tokenizer
+  std::string directory;                // of config.json and tokenizer
+  CpuPath cpu_path = CpuPath::kOracle;  // where the CPU computes
+  uint64_t weight_bytes = 0;            // as they are in memory
+  bool on_gpu = false;
 };
 
 Result<LoadedEngine> load_engine(const LoadOptions& options);

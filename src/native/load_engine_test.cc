@@ -70,6 +70,7 @@ TEST(LoadEngine, ServesFromADirectory) {
   EXPECT_EQ(loaded->directory, model.path());
   EXPECT_EQ(loaded->config.eos_token_ids, (std::vector<TokenId>{2}));
   EXPECT_EQ(loaded->engine->caps().vocab_size, 1000U);
+  EXPECT_GT(loaded->weight_bytes, 1000U);
   EXPECT_EQ(loaded->engine->caps().max_seq_len, 64U);
   Recorder recorder;
   ASSERT_TRUE(loaded->engine->start(recorder).ok());

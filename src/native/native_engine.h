@@ -26,16 +26,19 @@ namespace dyn::native {
 struct NativeEngineOptions {
   CapacityPolicy capacity_policy = CapacityPolicy::kGuaranteedNoEvict;
   bool enable_block_reuse = true;
-  bool record_kv_events = true;    // StepOutput::kv_events is filled
-  uint32_t max_queue_size = 4096;  // requests waiting beside those that run
-  uint32_t max_logprobs = 20;      // alternatives a request may ask for
-  bool warm_up = true;             // start() runs a request, so that the first user does not pay for cold memory
+  bool enable_partial_reuse = true;  // also of the head of a block, by a copy
+  bool record_kv_events = true;      // StepOutput::kv_events is filled
+  uint32_t max_queue_size = 4096;    // requests waiting beside those that run
+  uint32_t max_logprobs = 20;        // alternatives a request may ask for
+  bool warm_up = true;               // start() runs a request, so that the first user does not pay for cold memory
 };
 
 // What the engine must know of a model.
 struct ModelFacts {
   uint32_t vocab_size = 0;
-  uint32_t max_seq_len = 0;  // prompt and answer; lowered to what the whole KV pool can hold
+  uint32_t max_seq_len = 0;     // prompt and answer; lowered to what the whole KV pool can hold
+  uint32_t window = 0;          // how far back any layer looks; 0: to the start
+  uint32_t long_rope_from = 0;  // longer sequences have other rotary angles from their start on; 0: never
 };
 
 Result<std::unique_ptr<engine::Engine>> make_native_engine(const NativeEngineOptions& options,

@@ -2,8 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <map>
-#include <random>
 
 #include "engine/engine_contract.h"
 #include "native/loop/native_stepper.h"
@@ -240,118 +240,169 @@ TEST(NativeEngine, ImpossibleSizesAreRefused) {
   EXPECT_EQ((*make_native_engine({}, fake({.pages = 3}), {kVocab, 64}))->caps().max_seq_len, 12U);
 }
 
-struct StormCase {
-  uint32_t depth;
-  CapacityPolicy policy;
-  uint32_t pages;
-};
-
-class NativeStorm : public ::testing::TestWithParam<StormCase> {};
-
-// Many random requests, aborts and stops over a small pool. The executor checks every page and position; the answers
-// must be the model's, whatever was preempted, shared, evicted or planned ahead.
-TEST_P(NativeStorm, EveryAnswerIsTheModels) {
-  const StormCase& param = GetParam();
-  const auto seed = std::random_device{}();
-  SCOPED_TRACE("seed " + std::to_string(seed));
-  std::mt19937 random(seed);
-  const auto below = [&](uint32_t limit) { return static_cast<uint32_t>(random() % limit); };
-  auto native = stepper({.depth = param.depth, .policy = param.policy, .pages = param.pages, .max_seq_len = 60});
-  const uint32_t max_seq_len = native->caps().max_seq_len;
-
-  struct Expected {
-    Request request;
-    std::vector<TokenId> full;
-    std::vector<TokenId> tokens;
-    bool aborted = false;
-    int ends = 0;
-  };
-  std::map<engine::RequestId, Expected> all;
-  std::vector<engine::RequestId> open;
-  engine::RequestId next = 1;
-  uint64_t cached = 0;
+// Runs a stepper until it has nothing to do; the answers by choice.
+std::map<uint32_t, std::vector<TokenId>> run_all(NativeStepper& native, uint64_t* steps = nullptr) {
+  std::map<uint32_t, std::vector<TokenId>> answers;
   StepOutput out;
-  while (next < 4000 || native->alive() > 0) {
-    while (next < 4000 && native->alive() < 20 && below(2) == 0) {
-      Request request{.id = next++};
-      const uint32_t length = 1 + below(std::min(40U, max_seq_len - 1));
-      request.token_ids = contract_prompt(length, 100 * below(3));
-      if (below(2) == 0) request.token_ids.back() = below(kVocab);
-      request.max_tokens = 1 + below(max_seq_len - length);
-      request.priority = static_cast<int32_t>(below(2));
-      request.sampling.temperature = below(2) == 0 ? 0.0F : 1.0F;
-      request.sampling.seed = below(3);
-      if (below(8) == 0) request.cache_salt = "s";
-      Expected expected;
-      expected.full = fake_answer(request.token_ids, request.max_tokens, request.sampling, kVocab);
-      // Half of them end at a token that the model will choose.
-      if (below(2) == 0) {
-        const TokenId stop = expected.full[below(request.max_tokens)];
-        (below(2) == 0 ? request.stop_token_ids : request.visible_stop_token_ids).push_back(stop);
-      }
-      expected.request = request;
-      open.push_back(request.id);
-      all[request.id] = std::move(expected);
-      native->submit(std::move(request));
-    }
-    if (!open.empty() && below(20) == 0) {
-      const auto victim = open[below(static_cast<uint32_t>(open.size()))];
-      all[victim].aborted = true;
-      native->abort(victim);
-    }
-    auto turn = native->turn(out);
-    ASSERT_TRUE(turn.ok()) << turn.error().message;
-    ASSERT_EQ(native->blocks().audit(), "");
+  while (native.alive() > 0) {
+    auto turn = native.turn(out);
+    EXPECT_TRUE(turn.ok()) << turn.error().message;
+    if (!turn.ok()) break;
     if (!turn->has_output) continue;
     for (const auto& output : out.requests) {
-      Expected& expected = all.at(output.id);
-      ASSERT_FALSE(expected.aborted) << "an output after the abort";
-      ASSERT_EQ(expected.ends, 0);
-      expected.tokens.insert(expected.tokens.end(), output.tokens.begin(), output.tokens.end());
-      if (output.finish == FinishReason::kNone) continue;
-      ++expected.ends;
-      std::erase(open, output.id);
-      cached += output.cached_tokens;
-
-      std::vector<TokenId> wanted = expected.full;
-      FinishReason finish = FinishReason::kLength;
-      const auto& hidden = expected.request.stop_token_ids;
-      const auto& visible = expected.request.visible_stop_token_ids;
-      for (size_t i = 0; i < wanted.size(); ++i) {
-        const bool is_hidden = std::ranges::count(hidden, wanted[i]) > 0;
-        if (!is_hidden && std::ranges::count(visible, wanted[i]) == 0) continue;
-        wanted.resize(is_hidden ? i : i + 1);
-        finish = FinishReason::kStop;
-        break;
-      }
-      ASSERT_EQ(expected.tokens, wanted) << "request " << output.id;
-      ASSERT_EQ(output.finish, finish);
-      ASSERT_EQ(output.completion_tokens, wanted.size());
-      ASSERT_EQ(output.prompt_tokens, expected.request.token_ids.size());
+      auto& tokens = answers[output.choice];
+      tokens.insert(tokens.end(), output.tokens.begin(), output.tokens.end());
     }
+    if (steps != nullptr) *steps = out.step;
   }
-  for (const auto& [id, expected] : all) ASSERT_TRUE(expected.ends == 1 || expected.aborted) << id;
-  // The last step in flight may hold rows of ended requests only.
-  while (native->turn(out)->has_output) {
-  }
-  const engine::Stats stats = native->stats();
-  EXPECT_EQ(stats.kv_blocks_used, 0U);
-  EXPECT_EQ(stats.running + stats.waiting, 0U);
-  EXPECT_EQ(stats.requests_finished + stats.requests_aborted, 3999U);
-  EXPECT_GT(cached, 0U);
-  if (param.policy == CapacityPolicy::kMaxUtilization) {
-    EXPECT_GT(stats.preemptions, 0U);
-  } else {
-    EXPECT_EQ(stats.preemptions, 0U);
+  return answers;
+}
+
+Request request_with_choices(uint32_t choices) {
+  Request request{.id = 1, .token_ids = contract_prompt(14), .max_tokens = 6, .num_choices = choices};
+  request.sampling.seed = 40;
+  return request;
+}
+
+std::vector<TokenId> choice_of(const Request& request, uint32_t choice) {
+  engine::SamplingParams sampling = request.sampling;
+  sampling.seed += choice;
+  return fake_answer(request.token_ids, request.max_tokens, sampling, kVocab);
+}
+
+TEST(NativeEngine, ChoicesShareOnePrefill) {
+  for (const uint32_t depth : {1U, 2U}) {
+    auto native = stepper({.depth = depth, .max_num_tokens = 16});
+    const Request request = request_with_choices(4);
+    native->submit(request);
+    StepOutput out;
+    while (out.requests.empty()) ASSERT_TRUE(native->turn(out).ok());
+    EXPECT_EQ(out.step, 1U);
+    EXPECT_EQ(out.requests.size(), 4U) << "all begin with a sample of the prompt's last row";
+    EXPECT_EQ(native->stats().running, 4U);
+    EXPECT_EQ(native->blocks().stats().pages_referenced, 3U + 4U) << "three full pages, a last one each";
+    uint64_t steps = 0;
+    auto rest = run_all(*native, &steps);
+    EXPECT_EQ(steps, 6U);
+    for (uint32_t i = 0; i < 4; ++i) {
+      const auto wanted = choice_of(request, i);
+      EXPECT_EQ(rest[i], std::vector<TokenId>(wanted.begin() + 1, wanted.end()));
+    }
+    EXPECT_EQ(native->stats().prompt_tokens, 14U);
+    EXPECT_EQ(native->stats().requests_finished, 1U);
+    EXPECT_EQ(native->blocks().stats().pages_referenced, 0U);
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(Cases, NativeStorm,
-                         ::testing::Values(StormCase{1, CapacityPolicy::kGuaranteedNoEvict, 40},
-                                           StormCase{2, CapacityPolicy::kGuaranteedNoEvict, 40},
-                                           StormCase{1, CapacityPolicy::kMaxUtilization, 25},
-                                           StormCase{2, CapacityPolicy::kMaxUtilization, 25},
-                                           StormCase{2, CapacityPolicy::kMaxUtilization, 60}));
+TEST(NativeEngine, ChoicesWithoutRoomWait) {
+  // More choices than slots; and none of them fits beside another.
+  for (const FakeSetup& setup : {FakeSetup{.max_batch_size = 2}, FakeSetup{.depth = 2, .max_batch_size = 2},
+                                 FakeSetup{.pages = 5, .max_seq_len = 20}}) {
+    auto native = stepper(setup);
+    const Request request = request_with_choices(5);
+    native->submit(request);
+    const auto answers = run_all(*native);
+    for (uint32_t i = 0; i < 5; ++i) EXPECT_EQ(answers.at(i), choice_of(request, i));
+    EXPECT_EQ(native->stats().requests_finished, 1U);
+  }
+}
+
+TEST(NativeEngine, AbortEndsAllChoices) {
+  for (const uint32_t turns : {0U, 1U, 4U}) {
+    auto native = stepper({.depth = 2, .max_batch_size = 3});
+    native->submit(request_with_choices(5));
+    StepOutput out;
+    for (uint32_t i = 0; i < turns; ++i) ASSERT_TRUE(native->turn(out).ok());
+    native->abort(1);
+    EXPECT_EQ(native->alive(), 0U);
+    while (native->turn(out)->has_output) EXPECT_TRUE(out.requests.empty());
+    const engine::Stats stats = native->stats();
+    EXPECT_EQ(stats.running + stats.waiting, 0U);
+    EXPECT_EQ(stats.kv_blocks_used, 0U);
+    EXPECT_EQ(stats.requests_aborted, 1U);
+  }
+}
+
+TEST(NativeEngine, AnErrorOfOneChoiceEndsTheRequest) {
+  const Request request = request_with_choices(3);
+  auto native = stepper({.not_finite_on_token = choice_of(request, 1)[2]});
+  native->submit(request);
+  StepOutput out;
+  int errors = 0;
+  while (native->alive() > 0) {
+    ASSERT_TRUE(native->turn(out).ok());
+    for (const auto& output : out.requests) {
+      EXPECT_EQ(errors, 0);
+      if (output.finish != FinishReason::kError) continue;
+      ++errors;
+      EXPECT_EQ(output.choice, 1U);
+      EXPECT_FALSE(output.more_choices);
+    }
+  }
+  EXPECT_EQ(errors, 1);
+  EXPECT_EQ(native->blocks().stats().pages_referenced, 0U);
+}
+
+TEST(NativeEngine, PromptLogprobsAreNotSkippedByReuse) {
+  auto native = stepper({.max_num_tokens = 8});
+  native->submit(contract_request(1, contract_prompt(21), 2));
+  run_all(*native);
+  Request request = contract_request(2, contract_prompt(21), 2);
+  request.prompt_logprobs = 2;
+  native->submit(request);
+  StepOutput out;
+  std::vector<engine::TopLogprob> scores;
+  while (native->alive() > 0) {
+    ASSERT_TRUE(native->turn(out).ok());
+    for (const auto& output : out.requests) {
+      EXPECT_EQ(output.prompt_logprobs.empty(), output.finish == FinishReason::kNone) << "with the last output";
+      EXPECT_EQ(output.cached_tokens, 0U);
+      scores.insert(scores.end(), output.prompt_logprobs.begin(), output.prompt_logprobs.end());
+    }
+  }
+  const auto wanted = fake_prompt_logprobs(request.token_ids);
+  ASSERT_EQ(scores.size(), 20U * 3U);
+  for (size_t i = 0; i < 20; ++i) EXPECT_EQ(scores[i * 3].logprob, wanted[i]);
+}
+
+// The cached keys of a text that outgrew the border are of no use, neither to itself nor to others.
+TEST(NativeEngine, LongRopeIsComputedAnew) {
+  for (const uint32_t depth : {1U, 2U}) {
+    FakeExecutorOptions options{
+        .limits = {.max_batch_size = 4, .max_num_tokens = 16, .tokens_per_block = 4, .num_pages = 64},
+        .pipeline_depth = depth,
+        .vocab_size = kVocab,
+        .long_rope_from = 20};
+    NativeStepper native({.warm_up = false}, std::make_unique<FakeExecutor>(options),
+                         {.vocab_size = kVocab, .max_seq_len = 64, .long_rope_from = 20});
+    for (int round = 0; round < 2; ++round) {
+      native.submit(contract_request(1, contract_prompt(16), 12));
+      EXPECT_EQ(run_all(native).at(0), fake_answer(contract_prompt(16), 12, {.temperature = 0}, kVocab, 20));
+    }
+    EXPECT_EQ(native.stats().preemptions, 2U);
+    native.submit(contract_request(1, contract_prompt(30), 3));
+    EXPECT_EQ(run_all(native).at(0), fake_answer(contract_prompt(30), 3, {.temperature = 0}, kVocab, 20));
+    EXPECT_EQ(native.stats().preemptions, 2U) << "long from its start on";
+    EXPECT_GT(native.stats().prompt_tokens_cached, 0U);
+  }
+}
+
+TEST(NativeEngine, AWindowBoundsThePagesOfALongAnswer) {
+  FakeExecutorOptions options{
+      .limits = {.max_batch_size = 4, .max_num_tokens = 16, .tokens_per_block = 4, .num_pages = 64},
+      .vocab_size = kVocab,
+      .window = 10};
+  NativeStepper native({.warm_up = false}, std::make_unique<FakeExecutor>(options),
+                       {.vocab_size = kVocab, .max_seq_len = 200, .window = 10});
+  native.submit(contract_request(1, contract_prompt(5), 150));
+  StepOutput out;
+  uint64_t most = 0;
+  while (native.alive() > 0) {
+    ASSERT_TRUE(native.turn(out).ok());
+    most = std::max(most, native.blocks().stats().pages_referenced);
+  }
+  EXPECT_LE(most, 4U);
+}
 
 }  // namespace
 }  // namespace dyn::native

@@ -110,6 +110,25 @@ Result<ModelRecord> decode_model(Bytes json) {
   return record;
 }
 
+std::string write_instance(const InstanceRecord& record, std::string_view type) {
+  Buffer out;
+  JsonWriter json(out);
+  json.begin_object();
+  if (!type.empty()) json.member("type", type);
+  json.member("component", record.component);
+  json.member("endpoint", record.endpoint);
+  json.member("namespace", record.ns);
+  json.member("instance_id", record.instance_id);
+  json.key("transport");
+  json.begin_object();
+  json.member(record.transport_kind, record.transport_address);
+  json.end_object();
+  if (!record.device_type.empty()) json.member("device_type", record.device_type);
+  if (!record.request_plane_codec.empty()) json.member("request_plane_codec", record.request_plane_codec);
+  json.end_object();
+  return std::string(as_text(out.view()));
+}
+
 std::string slugify_with(std::string_view text, bool keep_hyphen) {
   std::string slug;
   for (const char raw : text) {
@@ -128,22 +147,11 @@ std::string strip_leading_underscores(const std::string& slug) {
 }  // namespace
 
 std::string encode_instance_record(const InstanceRecord& record) {
-  Buffer out;
-  JsonWriter json(out);
-  json.begin_object();
-  json.member("type", "Endpoint");
-  json.member("component", record.component);
-  json.member("endpoint", record.endpoint);
-  json.member("namespace", record.ns);
-  json.member("instance_id", record.instance_id);
-  json.key("transport");
-  json.begin_object();
-  json.member(record.transport_kind, record.transport_address);
-  json.end_object();
-  if (!record.device_type.empty()) json.member("device_type", record.device_type);
-  if (!record.request_plane_codec.empty()) json.member("request_plane_codec", record.request_plane_codec);
-  json.end_object();
-  return std::string(as_text(out.view()));
+  return write_instance(record, "Endpoint");
+}
+
+std::string encode_instance(const InstanceRecord& record) {
+  return write_instance(record, {});
 }
 
 Result<InstanceRecord> decode_instance_record(Bytes json) {

@@ -32,6 +32,8 @@ struct InstanceRecord {
 
 std::string encode_instance_record(const InstanceRecord& record);
 Result<InstanceRecord> decode_instance_record(Bytes json);
+// The same object without its type tag, as other records hold it.
+std::string encode_instance(const InstanceRecord& record);
 
 struct ModelRecord {
   std::string ns;

@@ -3,16 +3,9 @@
 #include <utility>
 
 #include "base/log.h"
+#include "worker/payload_codec.h"
 
 namespace dyn::worker {
-
-namespace {
-
-llm::Codec to_codec(wire::PayloadCodec codec) {
-  return codec == wire::PayloadCodec::kMsgpack ? llm::Codec::kMsgpack : llm::Codec::kJson;
-}
-
-}  // namespace
 
 void AggregatedHandler::handle(runtime::IncomingRequest incoming, std::shared_ptr<runtime::ResponseStream> stream) {
   DYN_DEBUG("worker", "AggregatedHandler Request ID: {}", incoming.control.id);
@@ -35,7 +28,7 @@ void AggregatedHandler::handle(runtime::IncomingRequest incoming, std::shared_pt
     return;
   }
   if (request->max_tokens == 0) {
-    dispatcher.finish_empty(id, static_cast<uint32_t>(request->token_ids.size()));
+    dispatcher.finish_empty(id, static_cast<uint32_t>(request->token_ids.size()), request->num_choices);
     return;
   }
   if (auto submitted = context_.engine.submit(std::move(*request)); !submitted) {

@@ -74,9 +74,11 @@ class Dispatcher::Lane {
     dispatcher_.counters_.rejected.fetch_add(1, std::memory_order_relaxed);
   }
 
-  void finish_empty(engine::RequestId id, uint32_t prompt_tokens) {
+  void finish_empty(engine::RequestId id, uint32_t prompt_tokens, uint32_t choices) {
     Session* session = find(id);
     if (session == nullptr) return;
+    for (uint32_t choice = 1; choice < choices; ++choice)
+      write(*session, {.finish = llm::FinishReason::kLength, .index = choice});
     write(*session, {.finish = llm::FinishReason::kLength,
                      .usage = llm::Usage{.prompt_tokens = prompt_tokens, .cached_tokens = 0}});
     finish(*session);
@@ -229,7 +231,12 @@ class Dispatcher::Lane {
                            .top = part(batch.top, entry.top_begin, entry.top_end),
                            .top_width = entry.top_width,
                            .finish = entry.finish};
-    if (entry.finish == engine::FinishReason::kNone) {
+    if (entry.choice > 0) chunk.index = entry.choice;
+    const auto& user_stops = session->request.user_stop_ids;
+    if (entry.stop_token && std::find(user_stops.begin(), user_stops.end(), *entry.stop_token) != user_stops.end()) {
+      chunk.stop_token = entry.stop_token;
+    }
+    if (entry.finish == engine::FinishReason::kNone || entry.more_choices) {
       write(*session, chunk);
       if (!session->dirty) {
         session->dirty = true;
@@ -237,10 +244,8 @@ class Dispatcher::Lane {
       }
       return;
     }
-    const auto& user_stops = session->request.user_stop_ids;
-    if (entry.stop_token && std::find(user_stops.begin(), user_stops.end(), *entry.stop_token) != user_stops.end()) {
-      chunk.stop_token = entry.stop_token;
-    }
+    chunk.prompt_logprobs = part(batch.prompt_logprobs, entry.prompt_begin, entry.prompt_end);
+    chunk.prompt_top_width = entry.prompt_top_width;
     chunk.usage = llm::Usage{.prompt_tokens = entry.prompt_tokens,
                              .completion_tokens = entry.completion_tokens,
                              .cached_tokens = entry.cached_tokens};
@@ -280,8 +285,8 @@ void Dispatcher::reject(engine::RequestId id, const Error& error) {
   lanes_[lane_of(id)]->reject(id, error);
 }
 
-void Dispatcher::finish_empty(engine::RequestId id, uint32_t prompt_tokens) {
-  lanes_[lane_of(id)]->finish_empty(id, prompt_tokens);
+void Dispatcher::finish_empty(engine::RequestId id, uint32_t prompt_tokens, uint32_t choices) {
+  lanes_[lane_of(id)]->finish_empty(id, prompt_tokens, choices);
 }
 
 engine::RequestId Dispatcher::open_probe(std::function<void(Result<void>)> done) {
@@ -323,6 +328,7 @@ void Dispatcher::on_step(const engine::StepOutput& step) noexcept {
   }
   for (const auto& lane : lanes_) lane->hand_over();
   if (on_output_ && !step.requests.empty()) on_output_();
+  if (on_kv_events_ && !step.kv_events.empty()) on_kv_events_(step.kv_events);
 }
 
 void Dispatcher::on_fatal(const Error& error) noexcept {

@@ -17,6 +17,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -55,12 +56,16 @@ class Dispatcher final : public engine::Observer {
   void set_on_fatal(std::function<void(const Error&)> callback) { on_fatal_ = std::move(callback); }
   // Called on the engine thread once a step that handed out tokens; must be cheap. Set it while nothing is open.
   void set_on_output(std::function<void()> callback) { on_output_ = std::move(callback); }
+  // Called on the engine thread with the KV events of a step, if there are any; must be cheap. Set it before the engine
+  // starts.
+  using OnKvEvents = std::function<void(std::span<const llm::KvEvent>)>;
+  void set_on_kv_events(OnKvEvents callback) { on_kv_events_ = std::move(callback); }
 
   engine::RequestId open(std::shared_ptr<runtime::ResponseStream> stream, OpenRequest request);
   // One error item, then the end of the stream: the status that the error stands for reaches the user.
   void reject(engine::RequestId id, const Error& error);
-  // The whole answer is "length" without a token: max_tokens 0.
-  void finish_empty(engine::RequestId id, uint32_t prompt_tokens);
+  // The whole answer of each choice is "length" without a token: max_tokens 0.
+  void finish_empty(engine::RequestId id, uint32_t prompt_tokens, uint32_t choices = 1);
 
   // A request of the worker itself (warm-up, canary): no stream; `done` is called on the engine thread with the first
   // output. Returns the id to submit with.
@@ -85,6 +90,7 @@ class Dispatcher final : public engine::Observer {
   engine::Engine* engine_ = nullptr;
   std::function<void(const Error&)> on_fatal_;
   std::function<void()> on_output_;
+  OnKvEvents on_kv_events_;
   DispatcherCounters counters_;
   std::atomic<size_t> open_requests_{0};
 

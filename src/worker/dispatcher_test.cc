@@ -7,6 +7,7 @@
 #include <future>
 
 #include "worker/aggregated_handler.h"
+#include "worker/fake_stream.h"
 #include "worker/probe.h"
 
 namespace dyn::worker {
@@ -15,42 +16,6 @@ namespace {
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
-
-// Collects what is written to it; lives on one loop like a real stream.
-class FakeStream final : public runtime::ResponseStream {
- public:
-  explicit FakeStream(net::EventLoop& loop) : loop_(loop) {}
-
-  [[nodiscard]] net::EventLoop& loop() const override { return loop_; }
-  void set_observer(Observer* observer) override { observer_ = observer; }
-  void accept() override {}
-  void refuse(std::string_view text) override { refused = text; }
-  Buffer& begin_item() override {
-    buffer_.clear();
-    return buffer_;
-  }
-  void end_item() override { items.emplace_back(as_text(buffer_.view())); }
-  void flush() override { ++flushes; }
-  void finish() override { finished = true; }
-  void abandon() override { abandoned = true; }
-  [[nodiscard]] bool cancelled() const override { return false; }
-  [[nodiscard]] size_t buffered_bytes() const override { return 0; }
-
-  void cancel(runtime::CancelKind kind) {
-    if (observer_ != nullptr) observer_->on_cancel(kind);
-  }
-
-  std::vector<std::string> items;
-  std::string refused;
-  int flushes = 0;
-  bool finished = false;
-  bool abandoned = false;
-
- private:
-  net::EventLoop& loop_;
-  Observer* observer_ = nullptr;
-  Buffer buffer_;
-};
 
 class FakeEngine final : public engine::Engine {
  public:
@@ -145,6 +110,39 @@ TEST_F(DispatcherTest, TokensReachTheirStreamsInOrder) {
   EXPECT_THAT(b->items, ElementsAre(HasSubstr("[2]")));
   EXPECT_EQ(a->flushes, 2);
   EXPECT_EQ(dispatcher_.open_requests(), 2U);
+}
+
+TEST_F(DispatcherTest, ChoicesCarryTheirIndexAndTheLastOneEndsTheStream) {
+  auto a = stream();
+  const auto id = open(a, {65});
+  const llm::TokenId one = 1;
+  auto second = token(id, one);
+  second.choice = 1;
+  step({token(id, one), second});
+  const std::string plain = R"({"data":{"data":{"token_ids":[1]}},"complete_final":false})";
+  EXPECT_THAT(a->items, ElementsAre(plain, HasSubstr(R"("index":1)")));
+  const llm::TopLogprob scores[] = {{7, -0.5F, 0}, {9, -0.25F, 1}};
+  second.finish = engine::FinishReason::kStop;
+  second.stop_token = 65;
+  second.more_choices = true;
+  auto first = token(id, one);
+  first.finish = engine::FinishReason::kLength;
+  first.completion_tokens = 4;
+  first.prompt_logprobs = scores;
+  first.prompt_top_width = 2;
+  step({second});
+  ASSERT_EQ(a->items.size(), 3U);
+  EXPECT_THAT(a->items[2], HasSubstr(R"("finish_reason":"stop","stop_reason":65,"index":1)"));
+  EXPECT_THAT(a->items[2], ::testing::Not(HasSubstr("completion_usage")));
+  EXPECT_FALSE(a->finished);
+  EXPECT_EQ(a->flushes, 2);
+  step({first});
+  ASSERT_EQ(a->items.size(), 4U);
+  EXPECT_THAT(a->items[3], HasSubstr(R"("completion_tokens":4)"));
+  EXPECT_THAT(a->items[3],
+              HasSubstr(R"("prompt_logprobs":[null,{"7":{"logprob":-0.5},"9":{"logprob":-0.25,"rank":1}}])"));
+  EXPECT_TRUE(a->finished);
+  EXPECT_EQ(dispatcher_.open_requests(), 0U);
 }
 
 TEST_F(DispatcherTest, TheLastChunkCarriesReasonUsageAndOnlyTheUsersStopToken) {

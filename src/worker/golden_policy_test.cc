@@ -22,6 +22,8 @@ engine::Caps caps_of_the_native_engine() {
   caps.max_logprobs = 20;
   caps.min_p = true;
   caps.penalties = true;
+  caps.multiple_choices = true;
+  caps.prompt_logprobs = true;
   return caps;
 }
 
@@ -43,16 +45,16 @@ std::set<std::string> options_to_refuse(const json& body) {
     if (token.is_array() || token.get<uint32_t>() >= 261) names.insert("token_ids");
   }
   if (body["token_ids"].empty()) names.insert("token_ids");
-  for (const char* key : {"n", "best_of"}) {
-    if (has(sampling, key) && sampling[key] > 1) names.insert(key);
-  }
+  const int n = has(sampling, "n") ? sampling["n"].get<int>() : 1;
+  // Frontends of 0.8 and 1.0 mix the choices of a chat.
+  if (n > 1 && !output.contains("return_tokens_as_token_ids")) names.insert("n");
+  if (has(sampling, "best_of") && sampling["best_of"] > 1 && sampling["best_of"] != n) names.insert("best_of");
   if (has(sampling, "guided_decoding")) {
     for (const auto& [key, value] : sampling["guided_decoding"].items()) {
       if (key != "backend" && key != "whitespace_pattern" && !value.is_null()) names.insert("guided_decoding");
     }
   }
   if (has(stop, "max_thinking_tokens")) names.insert("max_thinking_tokens");
-  if (has(output, "prompt_logprobs")) names.insert("prompt_logprobs");
   if (has(routing, "lora_name")) names.insert("lora_name");
   for (const char* key : {"multi_modal_data", "prompt_embeds", "prefill_result", "bootstrap_info", "encoder_result"}) {
     if (has(body, key)) names.insert(key);
@@ -101,6 +103,8 @@ TEST_P(GoldenPolicy, HonoursOrNamesEveryOption) {
     }
     const json& output = body["output_options"];
     EXPECT_EQ(request->logprobs.has_value(), has(output, "logprobs"));
+    EXPECT_EQ(request->prompt_logprobs.has_value(), has(output, "prompt_logprobs"));
+    EXPECT_EQ(request->num_choices, has(sampling, "n") ? sampling["n"].get<uint32_t>() : 1U);
     if (has(stop, "ignore_eos") && stop["ignore_eos"].get<bool>()) {
       EXPECT_TRUE(request->stop_token_ids.empty());
     } else if (has(stop, "stop_token_ids")) {

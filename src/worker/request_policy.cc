@@ -12,6 +12,10 @@ namespace dyn::worker {
 
 namespace {
 
+constexpr uint32_t kMaxChoices = 128;  // what frontends allow
+// Log-probabilities of a prompt are one item of the response, some 50 bytes each: it must fit the buffer of a stream.
+constexpr uint64_t kMaxPromptLogprobs = 1u << 14;
+
 // A number in [low, high], or an error that names the option.
 Result<float> in_range(std::string_view name, double value, double low, double high) {
   if (!(value >= low && value <= high)) {
@@ -24,13 +28,21 @@ Error not_supported(std::string_view name, std::string_view why) {
   return unsupported(fmt::format("{}: {}", name, why));
 }
 
-Result<void> check_choices(const llm::SamplingOptions& sampling, const engine::Caps& caps) {
-  if (sampling.n.value_or(1) > 1 && !caps.multiple_choices) {
-    return not_supported("n", fmt::format("{} choices are not supported by this worker, use 1", *sampling.n));
+Result<void> check_choices(const llm::Request& request, const engine::Caps& caps) {
+  const llm::SamplingOptions& sampling = request.sampling;
+  const uint32_t choices = sampling.n.value_or(1);
+  if (choices == 0 || choices > kMaxChoices) {
+    return invalid_argument(fmt::format("n: {} choices, from 1 to {} can be given", choices, kMaxChoices));
   }
-  if (sampling.best_of.value_or(1) > 1) {
-    return not_supported("best_of",
-                         fmt::format("{} candidates are not supported by this worker, use 1", *sampling.best_of));
+  if (choices > 1 && !caps.multiple_choices) {
+    return not_supported("n", fmt::format("{} choices are not supported by this worker, use 1", choices));
+  }
+  if (choices > 1 && !request.keeps_choices_apart) {
+    return not_supported("n", "frontends before 1.5 do not keep choices apart, use 1");
+  }
+  if (const uint32_t best_of = sampling.best_of.value_or(1); best_of > 1 && best_of != choices) {
+    return not_supported("best_of", fmt::format("{} candidates for {} choices are not supported by this worker, use 1",
+                                                best_of, choices));
   }
   if (sampling.use_beam_search.value_or(false)) return not_supported("use_beam_search", "beam search is not supported");
   if (sampling.length_penalty.value_or(1.0) != 1.0) {
@@ -168,12 +180,20 @@ Result<void> RequestPolicy::check_prompt(const llm::Request& request) const {
 Result<engine::Request> RequestPolicy::to_engine(llm::Request request, engine::RequestId id) const {
   if (auto ok = check_served(request); !ok) return ok.error();
   if (auto ok = check_prompt(request); !ok) return ok.error();
-  if (auto ok = check_choices(request.sampling, caps_); !ok) return ok.error();
+  if (auto ok = check_choices(request, caps_); !ok) return ok.error();
   if (request.stop.max_thinking_tokens) {
     return not_supported("max_thinking_tokens", "a thinking budget is not supported by this worker");
   }
   if (request.output.prompt_logprobs && !caps_.prompt_logprobs) {
     return not_supported("prompt_logprobs", "log-probabilities of the prompt (also asked by echo) are not supported");
+  }
+  if (const uint32_t top = request.output.prompt_logprobs.value_or(0); top > caps_.max_logprobs) {
+    return invalid_argument(
+        fmt::format("prompt_logprobs: {} alternatives asked, the limit is {}", top, caps_.max_logprobs));
+  } else if (request.output.prompt_logprobs && (uint64_t{top} + 1) * request.token_ids.size() > kMaxPromptLogprobs) {
+    return invalid_argument(
+        fmt::format("prompt_logprobs: {} tokens with {} alternatives each are more than {} log-probabilities",
+                    request.token_ids.size(), top, kMaxPromptLogprobs));
   }
   if (request.output.logprobs.value_or(0) > caps_.max_logprobs) {
     return invalid_argument(
@@ -191,6 +211,8 @@ Result<engine::Request> RequestPolicy::to_engine(llm::Request request, engine::R
   to.min_tokens = std::min(request.stop.min_tokens.value_or(0), to.max_tokens);
   set_stop_tokens(request, to);
   to.logprobs = request.output.logprobs;
+  to.prompt_logprobs = request.output.prompt_logprobs;
+  to.num_choices = request.sampling.n.value_or(1);
   to.priority = static_cast<int32_t>(std::clamp<int64_t>(request.routing.priority.value_or(0), INT32_MIN, INT32_MAX));
   // A probe must not be answered from, nor end up in, the cache of real prompts (as the 1.6.1 handler does).
   to.cache_salt = std::move(request.routing.cache_salt);

@@ -6,6 +6,7 @@
 //   if (!request) return answer_400(request.error().message);   // "n: 2 choices are not supported ..."
 //
 // Options that the frontend itself serves (stop strings, detokenisation, annotations) pass without effect here.
+// Several choices are for frontends that keep them apart (1.5+). They differ by their seeds; greedy ones are equal.
 // Defaults follow the TensorRT-LLM component: greedy when none of temperature, top_p, top_k, min_p is given, and
 // max_tokens is the rest of the context. Thread rules: immutable after construction, safe from any thread.
 #pragma once

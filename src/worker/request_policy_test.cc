@@ -163,6 +163,41 @@ INSTANTIATE_TEST_SUITE_P(
         Refusal{"lora_name", [](auto& r) { r.routing.lora_name = "a"; }}),
     [](const auto& info) { return std::string(info.param.option) + "_" + std::to_string(info.index); });
 
+TEST(RequestPolicy, ChoicesAreForFrontendsThatKeepThemApart) {
+  auto caps = small_caps();
+  caps.multiple_choices = true;
+  auto from = prompt(3);
+  from.sampling.n = 3;
+  EXPECT_THAT(policy(caps).to_engine(from, 1).error().message, StartsWith("n:"));
+  from.keeps_choices_apart = true;
+  EXPECT_EQ(policy(caps).to_engine(from, 1)->num_choices, 3U);
+  from.sampling.best_of = 3;
+  EXPECT_TRUE(policy(caps).to_engine(from, 1));
+  from.sampling.best_of = 4;
+  EXPECT_THAT(policy(caps).to_engine(from, 1).error().message, StartsWith("best_of:"));
+  from.sampling.best_of.reset();
+  for (const uint32_t n : {0U, 129U}) {
+    from.sampling.n = n;
+    EXPECT_THAT(policy(caps).to_engine(from, 1).error().message, StartsWith("n:"));
+  }
+}
+
+TEST(RequestPolicy, PromptLogprobsAreBounded) {
+  auto caps = small_caps();
+  caps.prompt_logprobs = true;
+  caps.max_seq_len = 1'000'000;
+  auto from = prompt(30);
+  from.output.prompt_logprobs = 0;
+  EXPECT_EQ(policy(caps).to_engine(from, 1)->prompt_logprobs, 0U);
+  from.output.prompt_logprobs = 21;
+  EXPECT_THAT(policy(caps).to_engine(from, 1).error().message, StartsWith("prompt_logprobs:"));
+  from = prompt(8192);
+  from.output.prompt_logprobs = 2;
+  EXPECT_THAT(policy(caps).to_engine(from, 1).error().message, StartsWith("prompt_logprobs:"));
+  from.output.prompt_logprobs = 1;
+  EXPECT_TRUE(policy(caps).to_engine(from, 1));
+}
+
 TEST(RequestPolicy, NeutralValuesAreNoOptions) {
   auto from = prompt(3);
   from.model = "alias";

@@ -24,6 +24,11 @@ struct StepBatch {
     uint32_t top_begin;
     uint32_t top_end;
     uint32_t top_width;
+    uint32_t prompt_begin;  // into prompt_logprobs
+    uint32_t prompt_end;
+    uint32_t prompt_top_width;
+    uint32_t choice;
+    bool more_choices;
     engine::FinishReason finish;
     std::optional<llm::TokenId> stop_token;
     uint32_t error;  // index into errors, with finish == kError
@@ -36,6 +41,7 @@ struct StepBatch {
   std::vector<llm::TokenId> tokens;
   std::vector<float> logprobs;
   std::vector<engine::TopLogprob> top;
+  std::vector<engine::TopLogprob> prompt_logprobs;
   std::vector<Error> errors;
 
   void add(const engine::RequestOutput& output) {
@@ -51,6 +57,12 @@ struct StepBatch {
     top.insert(top.end(), output.top.begin(), output.top.end());
     entry.top_end = size32(top);
     entry.top_width = output.top_width;
+    entry.prompt_begin = size32(prompt_logprobs);
+    prompt_logprobs.insert(prompt_logprobs.end(), output.prompt_logprobs.begin(), output.prompt_logprobs.end());
+    entry.prompt_end = size32(prompt_logprobs);
+    entry.prompt_top_width = output.prompt_top_width;
+    entry.choice = output.choice;
+    entry.more_choices = output.more_choices;
     entry.finish = output.finish;
     entry.stop_token = output.stop_token;
     if (output.finish == engine::FinishReason::kError) {
@@ -68,6 +80,7 @@ struct StepBatch {
     tokens.clear();
     logprobs.clear();
     top.clear();
+    prompt_logprobs.clear();
     errors.clear();
   }
 

@@ -71,9 +71,10 @@ def parameters(config):
     hidden, inner = config["hidden_size"], config["intermediate_size"]
     head = config["head_dim"]
     q, kv = config["num_attention_heads"] * head, config["num_key_value_heads"] * head
-    shapes = {"model.embed_tokens.weight": (VOCAB, hidden), "model.norm.weight": (hidden,)}
+    vocab = config["vocab_size"]
+    shapes = {"model.embed_tokens.weight": (vocab, hidden), "model.norm.weight": (hidden,)}
     if not config["tie_word_embeddings"]:
-        shapes["lm_head.weight"] = (VOCAB, hidden)
+        shapes["lm_head.weight"] = (vocab, hidden)
     for i in range(config["num_hidden_layers"]):
         layer = {"input_layernorm.weight": (hidden,), "post_attention_layernorm.weight": (hidden,),
                  "self_attn.q_proj.weight": (q, hidden), "self_attn.k_proj.weight": (kv, hidden),

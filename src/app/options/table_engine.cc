@@ -219,7 +219,7 @@ constexpr Option kOptions[] = {
     without_effect(kKey, "kv_cache_config.max_util_for_resume", Type::kFloat, {}, Group::kKvCache,
                    "the scheduler decides by free blocks", "When a paused request may go on."),
     refused(kKey, "kv_cache_config.kv_events_config", Type::kAny, {}, Group::kEvents,
-            "KV events are not published by this build", "leave it out, and route by something else than KV events",
+            "the worker publishes KV events itself", "leave it out, and use --publish-kv-events",
             "KV events published by the engine itself."),
 
     // ---- Parallelism

@@ -61,10 +61,9 @@ constexpr Option kOptions[] = {
      .choices = "auto cpu cuda",
      .fallback = "auto",
      .group = Group::kEngine,
-     .refuses = "cuda",
-     .why = "the CUDA executor is not in this build",
-     .instead = "use --device cpu (or auto)",
-     .help = "Where the native engine computes."},
+     .help =
+         "Where the native engine computes. auto: on the GPU when the CUDA module and a usable GPU are there, else on "
+         "the CPU."},
     {.name = "threads",
      .env = "*",
      .type = Type::kInt,
@@ -73,6 +72,32 @@ constexpr Option kOptions[] = {
      .metavar = "N",
      .group = Group::kEngine,
      .help = "Compute threads of the native engine on the CPU. 0: one for every processor that this process may use."},
+
+    {.name = "cpu-path",
+     .env = "*",
+     .type = Type::kEnum,
+     .choices = "auto oracle fast",
+     .fallback = "auto",
+     .group = Group::kEngine,
+     .help = "Path of the native engine on the CPU. fast: packed weights, BF16 KV cache, BF16 products where the "
+             "processor has them. oracle: F32 throughout, the reference. auto: fast for BF16 checkpoints."},
+    {.name = "weight-dtype",
+     .env = "*",
+     .type = Type::kEnum,
+     .choices = "auto int8",
+     .fallback = "auto",
+     .group = Group::kEngine,
+     .help =
+         "Type of the weights in memory. auto: as in the checkpoint. int8: made of BF16 when loaded, with one scale "
+         "an output channel; activations stay as they are."},
+    {.name = "batch-invariant",
+     .env = "*",
+     .type = Type::kBool,
+     .fallback = "false",
+     .group = Group::kEngine,
+     .effect = Effect::kNoEffect,
+     .why = "results of the native engine on the CPU never depend on the batch, on chunks or on threads",
+     .help = "Give a request the same tokens whatever else is computed with it."},
 
     // ---- Batching and lengths
     {.name = "max-batch-size",
@@ -94,8 +119,10 @@ constexpr Option kOptions[] = {
      .fallback = "512",
      .metavar = "N",
      .group = Group::kBatching,
-     .help = "Most tokens in one step, prompt chunks and decoded tokens together; max_num_batched_tokens of the model "
-             "card. Small enough that a step stays short on a CPU. TensorRT-LLM: 8192, for GPUs."},
+     .help =
+         "Most tokens in one step, prompt chunks and decoded tokens together; max_num_batched_tokens of the model "
+         "card. Small enough that a step stays short on a CPU; where it is not given and the native engine runs on a "
+         "GPU it is 8192, as TensorRT-LLM's."},
     {.name = "max-seq-len",
      .env = "*",
      .engine_key = "max_seq_len",
@@ -125,6 +152,20 @@ constexpr Option kOptions[] = {
              "--engine-request-limit, else 40000."},
 
     // ---- KV cache
+    {.name = "free-gpu-memory-fraction",
+     .aliases = "kv-cache-free-gpu-mem-fraction",
+     .env = "*",
+     .engine_key = "kv_cache_config.free_gpu_memory_fraction",
+     .type = Type::kFloat,
+     .low = 0,
+     .high = 1,
+     .low_open = true,
+     .fallback = "0.9",
+     .metavar = "X",
+     .group = Group::kKvCache,
+     .help =
+         "On a GPU: share of the memory left after loading that the KV cache takes, unless --kv-cache-bytes says how "
+         "much. Without effect on the CPU."},
     {.name = "kv-block-size",
      .env = "*",
      .engine_key = "kv_cache_config.tokens_per_block",
@@ -141,7 +182,8 @@ constexpr Option kOptions[] = {
      .low = 1 << 20,
      .metavar = "SIZE",
      .group = Group::kKvCache,
-     .help = "Memory of the KV cache on the CPU, as 512M or 4GiB. Default: chosen from the free memory at start."},
+     .help = "Memory of the KV cache, as 512M or 4GiB. Default: chosen from the free memory at start, see "
+             "--free-gpu-memory-fraction for a GPU."},
 
     // ---- Name and discovery
     {.name = "namespace",
@@ -315,6 +357,29 @@ constexpr Option kOptions[] = {
      .note = "0.8 only"},
 
     // ---- KV events and metrics
+    {.name = "publish-kv-events",
+     .env = "*",
+     .type = Type::kBool,
+     .fallback = "false",
+     .group = Group::kEvents,
+     .help = "Tell KV routers which blocks the KV cache holds, so that requests go where their prompt is cached.",
+     .note = "since 1.5; before: --publish-events-and-metrics"},
+    {.name = "publish-metrics",
+     .env = "*",
+     .type = Type::kBool,
+     .fallback = "false",
+     .group = Group::kEvents,
+     .help = "Tell frontends how many KV blocks are in use, for those that turn requests away from busy workers. The "
+             "metrics of the system server do not depend on it.",
+     .note = "since 1.6; before: --publish-events-and-metrics"},
+    {.name = "event-plane",
+     .env = "DYN_EVENT_PLANE",
+     .type = Type::kEnum,
+     .choices = "zmq nats",
+     .fallback = "zmq",
+     .group = Group::kEvents,
+     .help = "How KV events and load travel. NATS is not built: when something is published, nats is refused.",
+     .note = "since 0.9"},
     {.name = "publish-events-and-metrics",
      .env = "*",
      .type = Type::kBool,

@@ -65,16 +65,6 @@ constexpr Option kOptions[] = {
          }),
 
     // ---- Memory and KV cache
-    with(named(without_effect(kFlag, "free-gpu-memory-fraction", Type::kFloat, "0.9", Group::kKvCache,
-                              "the engine runs on the CPU, see --kv-cache-bytes",
-                              "Share of the free GPU memory that the KV cache takes."),
-               "*", "kv-cache-free-gpu-mem-fraction"),
-         [](Option& row) {
-           row.engine_key = "kv_cache_config.free_gpu_memory_fraction";
-           row.low = 0;
-           row.high = 1;
-           row.low_open = true;
-         }),
     named(accepting(refused(kFlag, "connector", Type::kList, {}, Group::kKvCache, "KV connectors are not built",
                             "leave it out, or set none", "KV cache connectors."),
                     "none"),
@@ -144,40 +134,28 @@ constexpr Option kOptions[] = {
             "Endpoint of the encode worker."),
 
     // ---- KV events and metrics
-    with(refused(kFlag, "publish-kv-events", Type::kBool, "false", Group::kEvents,
-                 "KV events are not published by this build",
-                 "leave it out, and route by something else than KV events (frontend: --router-mode round-robin, or "
-                 "--no-kv-events)",
-                 "Publish the blocks that enter and leave the KV cache, for KV routing."),
-         [](Option& row) { row.note = "since 1.5; before: --publish-events-and-metrics"; }),
-    with(without_effect(kFlag, "publish-metrics", Type::kBool, "false", Group::kEvents,
-                        "the engine's metrics are always on the system server",
-                        "Expose the engine's metrics on the system server."),
-         [](Option& row) { row.note = "since 1.6; before: --publish-events-and-metrics"; }),
     with(named(
              without_effect(kFlag, "health-check-payload", Type::kText, {}, Group::kHealth,
                             "the canary is a probe of the worker's own, one greedy token under a cache salt of its own",
                             "Request that is sent as canary."),
              "DYN_HEALTH_CHECK_PAYLOAD"),
          [](Option& row) { row.metavar = "JSON|@FILE"; }),
-    with(named(choosing(without_effect(kFlag, "event-plane", Type::kEnum, {}, Group::kEvents, "nothing is published",
-                                       "How KV events travel."),
-                        "nats zmq"),
-               "DYN_EVENT_PLANE"),
-         [](Option& row) { row.note = "since 0.9"; }),
-    with(named(without_effect(kFlag, "enable-local-indexer", Type::kBool, {}, Group::kEvents, "nothing is published",
+    with(named(without_effect(kFlag, "enable-local-indexer", Type::kBool, {}, Group::kEvents,
+                              "who publishes KV events keeps an index of them, who does not has none",
                               "Let the worker keep its own index of KV blocks."),
                "DYN_LOCAL_INDEXER"),
          [](Option& row) {
            row.note = "0.8 only";
            row.arity = Arity::kOptional;
          }),
-    with(named(without_effect(kFlag, "durable-kv-events", Type::kBool, "false", Group::kEvents, "nothing is published",
-                              "Durable KV events."),
+    with(named(refused(kFlag, "durable-kv-events", Type::kBool, "false", Group::kEvents,
+                       "durable KV events need NATS JetStream, which this build does not speak",
+                       "leave it out here and at the frontend (--router-durable-kv-events): events go over ZMQ",
+                       "Durable KV events."),
                "DYN_DURABLE_KV_EVENTS"),
          [](Option& row) { row.note = "1.0 only"; }),
     with(named(refused(kFlag, "kv-state-endpoint", Type::kText, {}, Group::kEvents,
-                       "KV events are not published by this build", "leave it out",
+                       "KV events belong to the endpoint that serves the model", "leave it out",
                        "Endpoint that owns the identity of the KV events."),
                "DYN_KV_STATE_ENDPOINT"),
          [](Option& row) { row.note = "since 1.5"; }),

@@ -71,6 +71,7 @@ class Builder {
     mock();
     identity();
     request_plane();
+    events();
     card();
     health();
     config_.grace_period_secs = std::max(0.0, settings_.number("grace-period-secs"));
@@ -109,14 +110,24 @@ class Builder {
 
   void engine() {
     config_.engine = settings_.text("engine") == "mock" ? EngineKind::kMock : EngineKind::kNative;
-    if (settings_.text("device") != "cuda") config_.device = Device::kCpu;  // auto: what this build has
+    const std::string device = settings_.text("device");
+    config_.device = device == "cuda" ? Device::kCuda : device == "cpu" ? Device::kCpu : Device::kAuto;
     const uint32_t threads = count("threads");
     config_.threads = threads > 0 ? threads : std::max(1U, usable_cpus());
+    const std::string path = settings_.text("cpu-path");
+    config_.cpu_path = path == "oracle" ? CpuPath::kOracle : path == "fast" ? CpuPath::kFast : CpuPath::kAuto;
+    config_.weight_dtype = settings_.text("weight-dtype") == "int8" ? WeightDtype::kInt8 : WeightDtype::kAuto;
+    if (config_.cpu_path == CpuPath::kOracle && config_.weight_dtype == WeightDtype::kInt8) {
+      fail("weight-dtype", "the CPU's oracle path multiplies weights as they are stored",
+           "use --cpu-path fast (or auto)");
+    }
     config_.max_batch_size = count("max-batch-size");
     config_.max_num_tokens = count("max-num-tokens");
+    config_.max_num_tokens_given = settings_.given("max-num-tokens");
     config_.max_seq_len = optional<uint32_t>("max-seq-len");
     config_.kv_block_size = count("kv-block-size");
     config_.kv_cache_bytes = optional<uint64_t>("kv-cache-bytes");
+    config_.free_gpu_memory_fraction = settings_.number("free-gpu-memory-fraction");
     config_.kv_cache_max_tokens = optional<uint64_t>("kv_cache_config.max_tokens");
     config_.enable_block_reuse = settings_.boolean("kv_cache_config.enable_block_reuse");
     config_.capacity_policy = settings_.text("scheduler_config.capacity_scheduler_policy") == "MAX_UTILIZATION"
@@ -143,9 +154,10 @@ class Builder {
     for (const Option& option : option_table()) {
       const Setting& setting = settings_.get(option);
       const bool of_mock = option.group == Group::kMock;
-      const bool of_native = option.name == "threads" || option.name == "kv-cache-bytes" ||
+      const bool of_native = option.name == "threads" || option.name == "cpu-path" || option.name == "weight-dtype" ||
+                             option.name == "batch-invariant" || option.name == "kv-cache-bytes" ||
                              option.name == "load-format" || option.name == "device" ||
-                             option.name == "kv_cache_config.max_tokens" ||
+                             option.name == "free-gpu-memory-fraction" || option.name == "kv_cache_config.max_tokens" ||
                              option.name == "kv_cache_config.enable_block_reuse" || option.name == "max-num-tokens" ||
                              option.name == "scheduler_config.capacity_scheduler_policy";
       if (!setting.given() || !(config_.engine == EngineKind::kMock ? of_native : of_mock)) continue;
@@ -212,6 +224,23 @@ class Builder {
     config_.engine_request_limit = optional<uint32_t>("engine-request-limit");
     config_.max_queue_size = optional<uint32_t>("max-queue-size")
                                  .value_or(config_.engine_request_limit ? kQueueBesideEngineLimit : kQueueAlone);
+  }
+
+  void events() {
+    config_.publish_kv_events = settings_.boolean("publish-kv-events");
+    config_.publish_metrics = settings_.boolean("publish-metrics");
+    const bool nats = settings_.text("event-plane") == "nats";
+    if (nats && (config_.publish_kv_events || config_.publish_metrics)) {
+      fail("event-plane", "this build publishes over ZMQ only", "give zmq, here and at the frontend");
+    }
+    if (!config_.publish_kv_events) return;
+    if (config_.engine == EngineKind::kMock) {
+      fail("publish-kv-events", "the mock engine has no KV cache to tell of", "leave it out, or use --engine native");
+    }
+    if (!config_.enable_block_reuse) {
+      fail("publish-kv-events", "without block reuse no block can be found again, so there is nothing to publish",
+           "leave it out, or set kv_cache_config.enable_block_reuse to true");
+    }
   }
 
   void card() {

@@ -21,8 +21,10 @@
 namespace dyn::app {
 
 enum class EngineKind : uint8_t { kNative, kMock };
-enum class Device : uint8_t { kCpu };
+enum class Device : uint8_t { kAuto, kCpu, kCuda };
 enum class LoadFormat : uint8_t { kAuto, kDummy };
+enum class CpuPath : uint8_t { kAuto, kOracle, kFast };
+enum class WeightDtype : uint8_t { kAuto, kInt8 };
 enum class CapacityPolicy : uint8_t { kGuaranteedNoEvict, kMaxUtilization };
 enum class DynamoCompat : uint8_t { k08, k10, k15 };
 enum class DiscoveryKind : uint8_t { kFile, kMem };
@@ -47,13 +49,17 @@ struct WorkerConfig {
 
   // ---- Engine
   EngineKind engine = EngineKind::kNative;
-  Device device = Device::kCpu;
+  Device device = Device::kAuto;
+  CpuPath cpu_path = CpuPath::kAuto;
+  WeightDtype weight_dtype = WeightDtype::kAuto;
   uint32_t threads = 1;                         // compute threads, at least 1
   uint32_t max_batch_size = 0;                  // sequences of a step
   uint32_t max_num_tokens = 0;                  // tokens of a step
+  bool max_num_tokens_given = false;            // else a GPU has another default
   std::optional<uint32_t> max_seq_len;          // prompt + answer; empty: the model's
   uint32_t kv_block_size = 0;                   // tokens
   std::optional<uint64_t> kv_cache_bytes;       // empty: chosen from the free memory
+  double free_gpu_memory_fraction = 0.9;        // of a GPU's free memory, for the KV pool
   std::optional<uint64_t> kv_cache_max_tokens;  // a second limit beside the bytes
   bool enable_block_reuse = true;
   CapacityPolicy capacity_policy = CapacityPolicy::kGuaranteedNoEvict;
@@ -77,6 +83,10 @@ struct WorkerConfig {
   uint64_t response_buffer_bytes = 0;            // of one response
   std::optional<uint32_t> engine_request_limit;  // requests in the engine at a time; empty: no limit
   uint32_t max_queue_size = 0;                   // requests that wait
+
+  // ---- KV events
+  bool publish_kv_events = false;  // over ZMQ, as
+  bool publish_metrics = false;    // the load is
 
   // ---- Model card
   std::string tool_call_parser;

@@ -220,7 +220,11 @@ TEST(WorkerConfig, EngineAndMock) {
   EXPECT_EQ(config({"--trtllm.scheduler_config.capacity_scheduler_policy", "max_utilization"}).capacity_policy,
             CapacityPolicy::kMaxUtilization);
   EXPECT_THAT(error_of(parse({"--trtllm.kv_cache_config.max_tokens", "31"})), HasSubstr("less than one block"));
-  EXPECT_THAT(error_of(parse({"--device", "cuda"})), HasSubstr("CUDA executor"));
+  EXPECT_EQ(config({}).device, Device::kAuto);
+  EXPECT_EQ(config({"--device", "cuda"}).device, Device::kCuda);
+  EXPECT_EQ(config({"--device", "cpu"}).device, Device::kCpu);
+  EXPECT_EQ(config({}).free_gpu_memory_fraction, 0.9);
+  EXPECT_EQ(config({"--free-gpu-memory-fraction", "0.4"}).free_gpu_memory_fraction, 0.4);
   EXPECT_THAT(error_of(parse({"--model", "ngc://org/model"})), HasSubstr("fetch it first"));
 }
 

@@ -2,10 +2,10 @@
 // private to one build.
 //
 //   const ExecutorApi* api = entry();                       // dlsym(module, kExecutorEntry)
-//   if (api->struct_size != sizeof(ExecutorApi) || kExecutorBuildId != api->build_id) ...   // another build: refused
+//   if (api->struct_size != sizeof(ExecutorApi) || DYN_EXECUTOR_BUILD_ID differs from api->build_id) ...
 //   api->open(&host, device, &handle, &error);
 //
-// Both sides are compiled from this header; kExecutorBuildId is a digest of it and of the headers that lay out what
+// Both sides are compiled from this header; DYN_EXECUTOR_BUILD_ID is a digest of it and of what else
 // crosses the border (cmake/Cuda.cmake), so a module of another build is refused instead of misread. Requests, plans
 // and sampling policy stay in the worker; the module sees one model, one KV pool and packed steps.
 //
@@ -21,10 +21,6 @@
 
 namespace dyn::native::cuda {
 
-#ifndef DYN_EXECUTOR_BUILD_ID
-#define DYN_EXECUTOR_BUILD_ID "none"
-#endif
-inline constexpr const char* kExecutorBuildId = DYN_EXECUTOR_BUILD_ID;
 inline constexpr const char* kExecutorEntry = "dyn_executor_api";
 
 enum class Status : int32_t {
@@ -117,7 +113,7 @@ struct StepLimits {
   uint32_t max_batch_size;
   uint32_t max_num_tokens;
   uint32_t tokens_per_block;
-  uint32_t max_seq_len;    // longest context of a row
+  uint32_t max_seq_len;  // longest context of a row
   uint32_t reserved;
   uint64_t staging_bytes;  // of what the host packs, each of the two buffers
 };

@@ -338,7 +338,14 @@ void BlockManager::uncache(PageId page) {
 PageId BlockManager::take_page() {
   if (free_.empty()) {
     assert(lru_first_ != kNoPage);
-    evictions_ += remove_branch(lru_first_);
+    // The last one that nobody references, so that a prefix becomes shorter and not unfindable.
+    PageId last = lru_first_;
+    for (PageId child = at(last).first_child; child != kNoPage;) {
+      const bool referenced = at(child).refs > 0;
+      if (!referenced) last = child;
+      child = referenced ? at(child).sibling_after : at(child).first_child;
+    }
+    evictions_ += remove_branch(last);
   }
   const PageId page = free_.back();
   free_.pop_back();

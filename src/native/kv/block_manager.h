@@ -21,9 +21,10 @@
 //
 // A cached block's parent is cached too: a prefix is found from its start or not at all. As long as tables keep all
 // their pages, whoever references a block references all blocks before it, so the least recently used block has no
-// cached child. release_before() breaks that for models with a window: there, taking back a block takes all that
-// continue it out of the cache. In both cases removal events tell children before parents. A match compares tokens,
-// parent and salt, not only hashes: nobody gets another's KV by a crafted collision.
+// cached child. release_before() breaks that for models with a window: there, the last unreferenced block that
+// continues it is taken back in its place, and what is behind that one leaves the cache. In both cases removal events
+// tell children before parents. A match compares tokens, parent and salt, not only hashes: nobody gets another's KV by
+// a crafted collision.
 //
 // Pure: no I/O, no clock, no randomness. Ownership: tables refer to their manager and must be released before they are
 // dropped. Sizes in tokens or pages as named. Thread rules: one thread. Steady state allocates nothing but event data.

@@ -1,36 +1,9 @@
 // A step of the native engine allocates nothing while requests decode.
 #include <gtest/gtest.h>
 
-#include <cstdlib>
-#include <new>
-
+#include "base/test_allocations.h"
 #include "engine/engine_contract.h"
 #include "native/loop/native_stepper.h"
-
-// The sanitizers have allocators of their own, which must see every allocation.
-#if defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-#define DYN_TEST_UNDER_SANITIZER 1
-#endif
-#endif
-
-namespace {
-thread_local size_t allocations = 0;
-}
-
-#ifndef DYN_TEST_UNDER_SANITIZER
-void* operator new(size_t size) {
-  ++allocations;
-  if (void* memory = std::malloc(size)) return memory;
-  throw std::bad_alloc();
-}
-void operator delete(void* memory) noexcept {
-  std::free(memory);
-}
-void operator delete(void* memory, size_t) noexcept {
-  std::free(memory);
-}
-#endif
 
 namespace dyn::native {
 namespace {
@@ -66,9 +39,7 @@ class ConstantExecutor final : public Executor {
 class NativeAllocation : public ::testing::TestWithParam<uint32_t> {};
 
 TEST_P(NativeAllocation, NothingPerToken) {
-#ifdef DYN_TEST_UNDER_SANITIZER
-  GTEST_SKIP() << "allocations are not counted under a sanitizer";
-#endif
+  SKIP_UNLESS_ALLOCATIONS_ARE_COUNTED();
   NativeStepper stepper({.record_kv_events = false, .warm_up = false}, std::make_unique<ConstantExecutor>(GetParam()),
                         {.vocab_size = 10, .max_seq_len = 600});
   for (engine::RequestId id = 0; id < 16; ++id) stepper.submit(engine::contract_request(id, {1, 2, 3}, 500));
@@ -78,11 +49,11 @@ TEST_P(NativeAllocation, NothingPerToken) {
   };
   // A plan's block tables grow with the text, by doubling: let them become as large as they will be.
   run_until(300);
-  const size_t before = allocations;
+  const size_t before = allocations();
   run_until(400);
-  EXPECT_LE(allocations - before, 2U) << "for 100 steps of 16 requests, 12 blocks each";
+  EXPECT_LE(allocations() - before, 2U) << "for 100 steps of 16 requests, 12 blocks each";
   EXPECT_EQ(out.requests.size(), 16U);
-  EXPECT_GT(allocations, 0U);
+  EXPECT_GT(allocations(), 0U);
 }
 
 INSTANTIATE_TEST_SUITE_P(Depths, NativeAllocation, ::testing::Values(1, 2));

@@ -23,6 +23,8 @@ engine::Caps make_caps(const NativeEngineOptions& options, const ExecutorLimits&
           .max_logprobs = std::min(options.max_logprobs, model.vocab_size),
           .penalties = true,
           .min_p = true,
+          .multiple_choices = true,
+          .prompt_logprobs = true,
           .logit_bias = true,
           .bad_words = true};
 }
@@ -45,7 +47,10 @@ NativeStepper::NativeStepper(const NativeEngineOptions& options, std::unique_ptr
                .record_events = options.record_kv_events}),
       scheduler_({.max_batch_size = executor_->limits().max_batch_size,
                   .max_num_tokens = executor_->limits().max_num_tokens,
-                  .policy = options.capacity_policy},
+                  .policy = options.capacity_policy,
+                  .copy_tails = options.enable_partial_reuse,
+                  .window = model.window,
+                  .long_rope_from = model.long_rope_from},
                  blocks_),
       flights_(executor_->pipeline_depth()) {
   const uint32_t slots = executor_->limits().max_batch_size;
@@ -74,34 +79,53 @@ Result<void> NativeStepper::prepare() {
 }
 
 void NativeStepper::submit(engine::Request request) {
-  auto sequence = std::make_unique<Sequence>();
-  Sequence& s = *sequence;
-  if (!sequences_.try_emplace(request.id, std::move(sequence)).second) {
+  const auto [place, is_new] = requests_.try_emplace(request.id);
+  if (!is_new) {
     DYN_ERROR("engine", "request id {} is in use; the second request of that id is dropped", request.id);
     return;
   }
-  s.id = request.id;
-  s.sampling = request.sampling;
-  s.prompt_length = static_cast<uint32_t>(request.token_ids.size());
-  s.max_length = s.prompt_length + request.max_tokens;
-  s.min_tokens = request.min_tokens;
-  s.num_hidden_stop_tokens = static_cast<uint32_t>(request.stop_token_ids.size());
-  s.stop_tokens = std::move(request.stop_token_ids);
-  s.stop_tokens.insert(s.stop_tokens.end(), request.visible_stop_token_ids.begin(),
-                       request.visible_stop_token_ids.end());
-  s.logprobs = request.logprobs;
-  s.priority = request.priority;
-  s.arrival = ++last_arrival_;
-  s.tokens = std::move(request.token_ids);
-  s.tokens.reserve(s.max_length);  // address space only: untouched pages cost nothing
-  s.table = blocks_.make_table(request.cache_salt);
-  scheduler_.add(s);
+  RequestState& entry = place->second;
+  entry.open = request.num_choices;
+  request.stop_token_ids.reserve(request.stop_token_ids.size() + request.visible_stop_token_ids.size());
+  const auto num_hidden = static_cast<uint32_t>(request.stop_token_ids.size());
+  request.stop_token_ids.insert(request.stop_token_ids.end(), request.visible_stop_token_ids.begin(),
+                                request.visible_stop_token_ids.end());
+  for (uint32_t choice = 0; choice < request.num_choices; ++choice) {
+    Sequence& s = *entry.choices.emplace_back(std::make_unique<Sequence>());
+    s.id = request.id;
+    s.request = &entry;
+    s.choice = choice;
+    s.sampling = request.sampling;
+    s.sampling.seed += choice;
+    s.prompt_length = static_cast<uint32_t>(request.token_ids.size());
+    s.max_length = s.prompt_length + request.max_tokens;
+    s.min_tokens = request.min_tokens;
+    s.num_hidden_stop_tokens = num_hidden;
+    s.stop_tokens = request.stop_token_ids;
+    s.logprobs = request.logprobs;
+    s.priority = request.priority;
+    s.arrival = ++last_arrival_;
+    s.cache_salt = request.cache_salt;
+    s.tokens.reserve(s.max_length);  // address space only: untouched pages cost nothing
+    s.tokens.assign(request.token_ids.begin(), request.token_ids.end());
+    s.table = blocks_.make_table(request.cache_salt);
+    if (choice == 0) continue;
+    s.state = SequenceState::kBound;
+    entry.choices.front()->followers.push_back(&s);
+  }
+  Sequence& leader = *entry.choices.front();
+  leader.prompt_logprobs = request.prompt_logprobs;
+  if (leader.prompt_logprobs) {
+    leader.prompt_logprobs = std::min(*leader.prompt_logprobs, caps_.vocab_size);
+    entry.prompt_top_width = *leader.prompt_logprobs + 1;
+    entry.prompt_scores.reserve(size_t{leader.prompt_length - 1} * entry.prompt_top_width);
+  }
+  scheduler_.add(leader);
 }
 
 void NativeStepper::abort(engine::RequestId id) {
-  const auto found = sequences_.find(id);
-  if (found == sequences_.end()) return;
-  end(*found->second);
+  if (!requests_.contains(id)) return;
+  end_request(id);
   ++stats_.requests_aborted;
 }
 
@@ -127,19 +151,36 @@ engine::Stats NativeStepper::stats() const {
   const BlockStats blocks = blocks_.stats();
   stats.kv_blocks_used = blocks.pages_referenced;
   stats.kv_blocks_total = blocks.pages_total;
+  stats.kv_block_hits = blocks.hits;
+  stats.kv_block_misses = blocks.misses;
+  stats.kv_block_evictions = blocks.evictions;
   return stats;
 }
 
 Result<bool> NativeStepper::enqueue_next() {
   scheduler_.schedule(schedule_);
   assign_slots();
+  if (schedule_.rows.empty() && !schedule_.preempted.empty() && num_flights_ == 0) {
+    // All that ran must be computed anew; they come back with the next schedule.
+    scheduler_.schedule(schedule_);
+    assign_slots();
+  }
   if (schedule_.rows.empty()) return false;
   Flight& flight = flights_[(first_flight_ + num_flights_) % flights_.size()];
   flight.rows.clear();
-  for (const ScheduledRow& row : schedule_.rows) {
-    flight.rows.push_back({row.sequence, row.begin + row.count, row.samples});
-    ++row.sequence->plans_in_flight;
+  auto fork = schedule_.forks.begin();
+  for (size_t r = 0; r < schedule_.rows.size(); ++r) {
+    const ScheduledRow& row = schedule_.rows[r];
+    flight.rows.push_back({.sequence = row.sequence,
+                           .context = row.begin + row.count,
+                           .samples = row.samples,
+                           .scores = scored_tokens(row),
+                           .scores_begin = row.begin});
+    for (; fork != schedule_.forks.end() && fork->row == r; ++fork) {
+      flight.rows.push_back({.sequence = fork->sequence, .context = row.begin + row.count, .samples = true});
+    }
   }
+  for (const Row& row : flight.rows) ++row.sequence->plans_in_flight;
   build_plan(schedule_, caps_.kv_block_size, flight.plan);
   ++num_flights_;
   if (auto enqueued = executor_->enqueue(flight.plan); !enqueued) return dead(enqueued.error());
@@ -152,9 +193,10 @@ void NativeStepper::assign_slots() {
   for (Sequence* sequence : schedule_.admitted) {
     sequence->slot = free_slots_.back();
     free_slots_.pop_back();
-    if (sequence->admissions > 1) continue;
+    if (sequence->admissions > 1 || sequence->choice > 0) continue;
     stats_.prompt_tokens += sequence->prompt_length;
     stats_.prompt_tokens_cached += sequence->cached_tokens;
+    sequence->request->cached_tokens = sequence->cached_tokens;
   }
 }
 
@@ -167,8 +209,12 @@ Result<void> NativeStepper::collect(engine::StepOutput& out) {
   ++stats_.steps;
 
   outputs_.clear();
+  prompt_scores_.clear();
   size_t sample = 0;
+  size_t score = 0;
+  size_t top = 0;
   for (const Row& row : flight.rows) {
+    take_scores(row, score, top);
     take_row(row, sample);
     sample += row.samples ? 1 : 0;
   }
@@ -188,12 +234,42 @@ Result<void> NativeStepper::check_result(const StepPlan& plan) const {
       result_.top_offsets.size() != samples + 1 || result_.top_offsets.back() != result_.top.size()) {
     return internal_error("its result does not have the shape of the plan");
   }
+  size_t scores = 0;
+  size_t alternatives = 0;
+  for (const PromptLogprobs& wanted : plan.prompt_logprobs) {
+    scores += wanted.next.size();
+    alternatives += wanted.next.size() * wanted.top;
+  }
+  if (result_.prompt_logprobs.size() != scores || result_.prompt_top.size() != alternatives) {
+    return internal_error("its log-probabilities of prompts do not have the shape of the plan");
+  }
   for (size_t i = 0; i < samples; ++i) {
     if (result_.tokens[i] >= caps_.vocab_size && result_.not_finite[i] == 0) {
       return internal_error(fmt::format("it sampled token {} of {}", result_.tokens[i], caps_.vocab_size));
     }
   }
   return {};
+}
+
+void NativeStepper::take_scores(const Row& row, size_t& score, size_t& top) {
+  if (row.scores == 0) return;
+  Sequence& sequence = *row.sequence;
+  const uint32_t width = *sequence.prompt_logprobs;
+  const auto alternatives = std::span(result_.prompt_top).subspan(top, size_t{row.scores} * width);
+  if (sequence.state != SequenceState::kEnded) {
+    // A chunk that was computed once more after a preemption brings some that are there already.
+    for (uint32_t i = sequence.num_scored - std::min(sequence.num_scored, row.scores_begin); i < row.scores; ++i) {
+      assert(sequence.num_scored == row.scores_begin + i);
+      auto& scores = sequence.request->prompt_scores;
+      scores.push_back(
+          {.id = sequence.tokens[row.scores_begin + i + 1], .logprob = result_.prompt_logprobs[score + i], .rank = 0});
+      const auto best = alternatives.subspan(size_t{i} * width, width);
+      scores.insert(scores.end(), best.begin(), best.end());
+      ++sequence.num_scored;
+    }
+  }
+  score += row.scores;
+  top += alternatives.size();
 }
 
 void NativeStepper::take_row(const Row& row, size_t sample) {
@@ -205,7 +281,7 @@ void NativeStepper::take_row(const Row& row, size_t sample) {
     if (result_.not_finite[sample] != 0) {
       blocks_.forget(sequence.table);  // what it computed must not spoil others
       add_output(sequence, sample, false, llm::FinishReason::kError);
-      end(sequence);
+      end_request(sequence.id);
       return;
     }
   }
@@ -224,6 +300,7 @@ void NativeStepper::take_token(Sequence& sequence, size_t sample) {
   if (check.emit) {
     sequence.tokens.push_back(token);
     ++stats_.tokens_generated;
+    ++sequence.request->completion_tokens;
   }
   add_output(sequence, sample, check.emit, check.finish);
   if (check.stop_token) outputs_.back().stop_token = token;
@@ -231,8 +308,10 @@ void NativeStepper::take_token(Sequence& sequence, size_t sample) {
 }
 
 void NativeStepper::add_output(Sequence& sequence, size_t sample, bool emit, llm::FinishReason finish) {
+  RequestState& request = *sequence.request;
   engine::RequestOutput& output = outputs_.emplace_back();
   output.id = sequence.id;
+  output.choice = sequence.choice;
   output.finish = finish;
   if (finish == llm::FinishReason::kError) output.error = &not_finite_;
   if (emit) {
@@ -244,19 +323,37 @@ void NativeStepper::add_output(Sequence& sequence, size_t sample, bool emit, llm
     }
   }
   output.prompt_tokens = sequence.prompt_length;
-  output.completion_tokens = sequence.num_generated();
-  output.cached_tokens = sequence.cached_tokens;
-  if (finish != llm::FinishReason::kNone) ++stats_.requests_finished;
+  output.completion_tokens = request.completion_tokens;
+  output.cached_tokens = request.cached_tokens;
+  if (finish == llm::FinishReason::kNone) return;
+  output.more_choices = finish != llm::FinishReason::kError && request.open > 1;
+  if (output.more_choices) return;
+  ++stats_.requests_finished;
+  if (request.prompt_scores.empty()) return;
+  output.prompt_top_width = request.prompt_top_width;
+  output.prompt_logprobs = prompt_scores_.emplace_back(std::move(request.prompt_scores));
 }
 
 void NativeStepper::end(Sequence& sequence) {
   if (sequence.state == SequenceState::kRunning) free_slots_.push_back(sequence.slot);
   scheduler_.remove(sequence);
-  const auto found = sequences_.find(sequence.id);
-  assert(found != sequences_.end());
-  ended_.push_back(std::move(found->second));
-  sequences_.erase(found);
+  const auto found = requests_.find(sequence.id);
+  assert(found != requests_.end());
+  RequestState& request = found->second;
+  ended_.push_back(std::move(request.choices[sequence.choice]));
+  if (--request.open == 0) requests_.erase(found);
   if (num_flights_ == 0) drop_ended();
+}
+
+void NativeStepper::end_request(engine::RequestId id) {
+  const RequestState& request = requests_.at(id);
+  // The state is gone with the last choice.
+  for (size_t open = request.open, choice = 0; open > 0; ++choice) {
+    Sequence* sequence = request.choices[choice].get();
+    if (sequence == nullptr) continue;
+    --open;
+    end(*sequence);
+  }
 }
 
 void NativeStepper::drop_ended() {

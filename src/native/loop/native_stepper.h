@@ -30,17 +30,19 @@ class NativeStepper final : public engine::Stepper {
   void submit(engine::Request request) override;
   void abort(engine::RequestId id) override;
   Result<engine::Turn> turn(engine::StepOutput& out) override;
-  [[nodiscard]] size_t alive() const override { return sequences_.size(); }
+  [[nodiscard]] size_t alive() const override { return requests_.size(); }
   [[nodiscard]] engine::Stats stats() const override;
 
   [[nodiscard]] const BlockManager& blocks() const { return blocks_; }
 
  private:
-  // A row of a step in flight.
+  // A row of a step in flight, or a further sample of the row before it.
   struct Row {
     Sequence* sequence = nullptr;
     uint32_t context = 0;  // KV positions computed after the step
     bool samples = false;
+    uint32_t scores = 0;        // log-probabilities of prompt tokens
+    uint32_t scores_begin = 0;  // position of the first token that they follow
   };
   struct Flight {
     StepPlan plan;
@@ -51,11 +53,14 @@ class NativeStepper final : public engine::Stepper {
   void assign_slots();
   Result<void> collect(engine::StepOutput& out);
   Result<void> check_result(const StepPlan& plan) const;
+  void take_scores(const Row& row, size_t& score, size_t& top);
   void take_row(const Row& row, size_t sample);
   void take_token(Sequence& sequence, size_t sample);
   void add_output(Sequence& sequence, size_t sample, bool emit, llm::FinishReason finish);
-  // Takes the sequence out of everything; it is destroyed here or when the last step that names it is collected.
+  // Takes the sequence out of everything; it is destroyed here or when the last step that names it is collected. The
+  // request is gone with its last choice.
   void end(Sequence& sequence);
+  void end_request(engine::RequestId id);
   void drop_ended();
 
   const std::unique_ptr<Executor> executor_;
@@ -66,8 +71,8 @@ class NativeStepper final : public engine::Stepper {
   BlockManager blocks_;
   Scheduler scheduler_;
   Schedule schedule_;
-  std::unordered_map<engine::RequestId, std::unique_ptr<Sequence>> sequences_;  // alive
-  std::vector<std::unique_ptr<Sequence>> ended_;                                // a step in flight names them
+  std::unordered_map<engine::RequestId, RequestState> requests_;  // alive
+  std::vector<std::unique_ptr<Sequence>> ended_;                  // a step in flight names them
   std::vector<SlotId> free_slots_;
   uint64_t last_arrival_ = 0;
 
@@ -78,6 +83,7 @@ class NativeStepper final : public engine::Stepper {
   // Of the step collected last: what StepOutput refers to.
   StepResult result_;
   std::vector<engine::RequestOutput> outputs_;
+  std::vector<std::vector<engine::TopLogprob>> prompt_scores_;
   std::vector<llm::KvEvent> kv_events_;
   engine::Stats stats_;
 };

@@ -158,15 +158,20 @@ void unpack_row(const Matrix& from, uint32_t row, float* to) {
   if (from.layout == MatrixLayout::kRowMajor) {
     return widen(from.type, from.data + row * from.row_bytes(), from.cols, to);
   }
+  constexpr size_t kLine = size_t{2} * kPanelRows;
   const std::byte* panel = from.panel(row / kPanelRows);
-  const bool int8 = from.layout == MatrixLayout::kPackedInt8;
-  for (uint32_t col = 0; col < from.cols; ++col) {
-    const size_t at = (size_t{col / 2} * kPanelRows + row % kPanelRows) * 2 + col % 2;
-    if (int8) {
-      to[col] = from.scales()[row] * static_cast<float>(static_cast<int8_t>(panel[at]));
-    } else {
-      widen(DataType::kBf16, panel + 2 * at, 1, to + col);
+  const size_t first = row % kPanelRows * size_t{2};
+  if (from.layout == MatrixLayout::kPackedInt8) {
+    const auto* values = reinterpret_cast<const int8_t*>(panel) + first;
+    const float scale = from.scales()[row];
+    for (uint32_t col = 0; col < from.cols; ++col) {
+      to[col] = scale * static_cast<float>(values[col / 2 * kLine + col % 2]);
     }
+    return;
+  }
+  const auto* values = reinterpret_cast<const uint16_t*>(panel) + first;
+  for (uint32_t col = 0; col < from.cols; ++col) {
+    to[col] = std::bit_cast<float>(static_cast<uint32_t>(values[col / 2 * kLine + col % 2]) << 16);
   }
 }
 

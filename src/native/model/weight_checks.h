@@ -2,7 +2,7 @@
 // values that dummy weights have.
 //
 //   auto type = check_checkpoint(config, checkpoint, targets);     // of all matrices
-//   dummy_values(part, cols, 0, part.rows, values);
+//   DummyValues(part, cols).read(0, part.rows, values);
 //
 // Thread rules: pure functions.
 #pragma once
@@ -26,7 +26,17 @@ std::optional<DataType> data_type(std::string_view dtype);
 Result<DataType> check_checkpoint(const ModelConfig& config, const Checkpoint& checkpoint,
                                   const std::vector<WeightTarget>& targets);
 
-// BF16 values of rows [first, first + rows) of a part of a matrix: uniform, of variance 1 / cols, the same everywhere.
-void dummy_values(const WeightPart& part, uint64_t cols, uint64_t first, uint64_t rows, uint16_t* to);
+// BF16 values of a part of a matrix without files: uniform, of variance 1 / cols, the same on every machine. A table of
+// prime length is repeated, so that no two rows of a matrix are alike and the cost is that of copying.
+class DummyValues {
+ public:
+  DummyValues(const WeightPart& part, uint64_t cols);
+  // Rows [first, first + rows) of the part.
+  void read(uint64_t first, uint64_t rows, uint16_t* to) const;
+
+ private:
+  uint64_t cols_;
+  std::vector<uint16_t> table_;
+};
 
 }  // namespace dyn::native

@@ -63,7 +63,7 @@ void WeightSource::read_part(const WeightTarget& target, const WeightPart& part,
   const uint64_t count = rows * target.cols;
   if (!checkpoint_) {
     if (target.matrix != nullptr) {
-      dummy_values(part, target.cols, first, rows, reinterpret_cast<uint16_t*>(to));
+      DummyValues(part, target.cols).read(first, rows, reinterpret_cast<uint16_t*>(to));
     } else {
       std::fill_n(reinterpret_cast<float*>(to), count, part.name.ends_with("norm.weight") ? 1.0F : 0.0F);
     }
@@ -81,7 +81,6 @@ void WeightSource::read_part(const WeightTarget& target, const WeightPart& part,
   } else {
     round_values(type, bytes.data(), count, reinterpret_cast<uint16_t*>(to));
   }
-  checkpoint_->drop(bytes);
 }
 
 }  // namespace dyn::native

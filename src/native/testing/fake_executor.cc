@@ -67,9 +67,9 @@ std::vector<TokenId> fake_answer(std::span<const TokenId> prompt, size_t count, 
   return {text.begin() + static_cast<std::ptrdiff_t>(prompt.size()), text.end()};
 }
 
-std::vector<float> fake_prompt_logprobs(std::span<const TokenId> prompt) {
+std::vector<float> fake_prompt_logprobs(std::span<const TokenId> prompt, uint32_t long_rope_from) {
   std::vector<float> values;
-  uint64_t name = kStart;
+  uint64_t name = start_of(long_rope_from != 0 && prompt.size() > long_rope_from);
   for (size_t i = 0; i + 1 < prompt.size(); ++i) {
     name = extend(name, prompt[i]);
     values.push_back(logprob_of(name, prompt[i + 1]));

@@ -2,7 +2,7 @@
 //
 //   auto executor = std::make_unique<FakeExecutor>(FakeExecutorOptions{.limits = {...}, .pipeline_depth = 2});
 //   fake_answer(prompt, 10, sampling, vocab_size);   // what a request must get, whatever runs beside it
-//   fake_prompt_logprobs(prompt, vocab_size);        // likewise
+//   fake_prompt_logprobs(prompt);                    // likewise
 //
 // Its "KV" of a position is a name of the whole text up to there, computed from the name that it finds in the page of
 // the position before. It checks all of a row's context before it uses it: a wrong block table, a page that was given
@@ -39,7 +39,7 @@ std::vector<TokenId> fake_answer(std::span<const TokenId> prompt, size_t count, 
                                  uint32_t vocab_size, uint32_t long_rope_from = 0);
 
 // Of each prompt token but the first.
-std::vector<float> fake_prompt_logprobs(std::span<const TokenId> prompt);
+std::vector<float> fake_prompt_logprobs(std::span<const TokenId> prompt, uint32_t long_rope_from = 0);
 
 class FakeExecutor final : public Executor {
  public:

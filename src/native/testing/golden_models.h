@@ -4,8 +4,9 @@
 //   std::ifstream file(golden_file("random/llama3.json"));
 //
 // Models are made by scripts/models; they are looked for in $DYN_TEST_MODELS, $DYN_MODELS_DIR,
-// ~/.cache/dynamo-trtllm/models. Their absence is a failure: a suite that skips what it is for is no suite.
-// For test sources only. Thread rules: reads the environment.
+// ~/.cache/dynamo-trtllm/models. Golden files are those of the source tree, or of the one that $DYN_TEST_SOURCE names,
+// for programs that were carried to another machine. Their absence is a failure: a suite that skips what it is for is
+// no suite. For test sources only. Thread rules: reads the environment.
 #pragma once
 
 #include <string>
@@ -26,7 +27,7 @@ inline std::string test_model(const std::string& name) {
 }
 
 inline std::string golden_file(const std::string& name) {
-  return std::string(DYN_SOURCE_DIR) + "/tests/golden/" + name;
+  return env("DYN_TEST_SOURCE").value_or(DYN_SOURCE_DIR) + "/tests/golden/" + name;
 }
 
 }  // namespace dyn::native

@@ -27,14 +27,13 @@ Attention::Attention(const ModelConfig& config, const KvLayout& layout, const Ke
       heads_(config.num_heads),
       kv_heads_(config.num_kv_heads),
       group_(config.num_heads / config.num_kv_heads),
-      block_tokens_(std::max(1U, kBlockQueries / group_)),
-      part_pages_(std::max(1U, kPartTokens / layout.tokens_per_page)),
       qkv_size_(config.qkv_size()),
       layout_(layout),
       kernels_(kernels),
       threads_(pool),
+      cut_(std::max(1U, kBlockQueries / group_), std::max(1U, kPartTokens / layout.tokens_per_page)),
       scratch_(pool.size()) {
-  const size_t queries = size_t{block_tokens_} * group_;
+  const size_t queries = size_t{cut_.block_tokens} * group_;
   for (Scratch& scratch : scratch_) {
     scratch.q.resize(queries * head_dim_);
     scratch.scores.resize(queries * layout.token_stride);
@@ -49,41 +48,9 @@ Attention::Attention(const ModelConfig& config, const KvLayout& layout, const Ke
 }
 
 void Attention::plan(const StepPlan& step) {
-  items_.clear();
-  splits_.clear();
-  uint32_t partials = 0;
-  for (uint32_t r = 0; r < step.num_rows(); ++r) {
-    const uint32_t begin = step.row_offsets[r];
-    const uint32_t end = step.row_offsets[r + 1];
-    const uint32_t pages = step.page_offsets[r + 1] - step.page_offsets[r];
-    const uint32_t parts = (pages + part_pages_ - 1) / part_pages_;
-    if (end - begin == 1 && parts > 1) {
-      splits_.push_back({.token = begin, .partial = partials, .parts = parts});
-      for (uint32_t part = 0; part < parts; ++part) {
-        items_.push_back(
-            {.row = r, .token = begin, .tokens = 1, .part_begin = part, .part_end = part + 1, .partial = partials++});
-      }
-      continue;
-    }
-    for (uint32_t token = begin; token < end; token += block_tokens_) {
-      const uint32_t tokens = std::min(block_tokens_, end - token);
-      items_.push_back(
-          {.row = r, .token = token, .tokens = tokens, .part_begin = 0, .part_end = parts, .partial = kWhole});
-    }
-  }
-  const size_t room = size_t{partials} * heads_ * (head_dim_ + 2);
+  cut_.plan(step);
+  const size_t room = size_t{cut_.partials} * heads_ * (head_dim_ + 2);
   if (partials_.size() < room) partials_.resize(room);
-}
-
-void Attention::merge(float* sum, float& max, float& weight, const float* part_sum, float part_max,
-                      float part_weight) const {
-  if (part_max == kNoMax) return;
-  const float top = std::max(max, part_max);
-  const float keep = std::exp(max - top);
-  const float add = std::exp(part_max - top);
-  for (uint32_t d = 0; d < head_dim_; ++d) sum[d] = sum[d] * keep + part_sum[d] * add;
-  weight = weight * keep + part_weight * add;
-  max = top;
 }
 
 void Attention::write(const State& state, uint32_t query, float* out) const {
@@ -129,17 +96,18 @@ void Attention::run_item(const StepPlan& step, const Item& item, uint32_t layer,
                      .max = scratch.part.max.data(),
                      .weight = scratch.part.weight.data()};
   for (uint32_t part = item.part_begin; part < item.part_end; ++part) {
-    args.page_end = std::min(pages, (part + 1) * part_pages_);
-    if (item.partial == kWhole && args.page_end <= first_page) continue;
-    args.page_begin = std::max(part * part_pages_, first_page);
+    args.page_end = std::min(pages, (part + 1) * cut_.part_pages);
+    if (item.partial == AttentionItems::kWhole && args.page_end <= first_page) continue;
+    args.page_begin = std::max(part * cut_.part_pages, first_page);
     kernels_.attention(args);
-    if (item.partial != kWhole) break;  // merged later
+    if (item.partial != AttentionItems::kWhole) break;  // merged later
     for (uint32_t i = 0; i < queries; ++i) {
-      merge(scratch.total.sum.data() + size_t{i} * head_dim_, scratch.total.max[i], scratch.total.weight[i],
-            scratch.part.sum.data() + size_t{i} * head_dim_, scratch.part.max[i], scratch.part.weight[i]);
+      merge_softmax(head_dim_, scratch.total.sum.data() + size_t{i} * head_dim_, scratch.total.max[i],
+                    scratch.total.weight[i], scratch.part.sum.data() + size_t{i} * head_dim_, scratch.part.max[i],
+                    scratch.part.weight[i]);
     }
   }
-  if (item.partial != kWhole) {
+  if (item.partial != AttentionItems::kWhole) {
     for (uint32_t i = 0; i < queries; ++i) {
       float* to = partials_.data() + (size_t{item.partial} * heads_ + head * group_ + i) * (head_dim_ + 2);
       std::memcpy(to, scratch.part.sum.data() + size_t{i} * head_dim_, head_dim_ * sizeof(float));
@@ -155,14 +123,14 @@ void Attention::run_item(const StepPlan& step, const Item& item, uint32_t layer,
 }
 
 void Attention::run(const StepPlan& step, uint32_t layer, const float* qkv, const float* pool, float* out) {
-  const auto items = static_cast<uint32_t>(items_.size());
+  const auto items = static_cast<uint32_t>(cut_.items.size());
   threads_.run(items * kv_heads_, [&](uint32_t i, unsigned worker) {
-    run_item(step, items_[i / kv_heads_], layer, i % kv_heads_, qkv, pool, out, scratch_[worker]);
+    run_item(step, cut_.items[i / kv_heads_], layer, i % kv_heads_, qkv, pool, out, scratch_[worker]);
   });
-  if (splits_.empty()) return;
-  const auto splits = static_cast<uint32_t>(splits_.size());
+  if (cut_.splits.empty()) return;
+  const auto splits = static_cast<uint32_t>(cut_.splits.size());
   threads_.run(splits * kv_heads_, [&](uint32_t i, unsigned worker) {
-    const Split& split = splits_[i / kv_heads_];
+    const Split& split = cut_.splits[i / kv_heads_];
     State& total = scratch_[worker].total;
     for (uint32_t head = i % kv_heads_ * group_, last = head + group_; head < last; ++head) {
       std::fill_n(total.sum.data(), head_dim_, 0.0F);
@@ -170,7 +138,8 @@ void Attention::run(const StepPlan& step, uint32_t layer, const float* qkv, cons
       total.weight[0] = 0.0F;
       for (uint32_t part = 0; part < split.parts; ++part) {
         const float* from = partials_.data() + (size_t{split.partial + part} * heads_ + head) * (head_dim_ + 2);
-        merge(total.sum.data(), total.max[0], total.weight[0], from, from[head_dim_], from[head_dim_ + 1]);
+        merge_softmax(head_dim_, total.sum.data(), total.max[0], total.weight[0], from, from[head_dim_],
+                      from[head_dim_ + 1]);
       }
       write(total, 0, out + (size_t{split.token} * heads_ + head) * head_dim_);
     }

@@ -5,15 +5,14 @@
 //   attention.plan(step);                       // once a step
 //   for each layer: attention.run(step, layer, qkv, kv, out);
 //
-// A sequence is summed in parts of kPartTokens tokens; parts are merged in ascending order. A decode row's parts are
-// items of their own, so that a long sequence keeps every thread busy; a block of a prompt does its parts one after the
-// other. The arithmetic is the same, so a token's result does not depend on which of the two it was. In a layer with a
+// attention_items.h says how the batch is cut and why a token's result does not depend on that. In a layer with a
 // window the pages before the window of an item's first token are not read. Thread rules: the executor's thread.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
+#include "native/exec/cpu/attention_items.h"
 #include "native/exec/cpu/kernels.h"
 #include "native/exec/cpu/thread_pool.h"
 #include "native/exec/executor.h"
@@ -51,20 +50,8 @@ class Attention {
   void run(const StepPlan& step, uint32_t layer, const float* qkv, const float* pool, float* out);
 
  private:
-  struct Item {
-    uint32_t row;
-    uint32_t token;  // first one, in the flat arrays
-    uint32_t tokens;
-    uint32_t part_begin;
-    uint32_t part_end;
-    uint32_t partial;  // kWhole, or where its partial results go: partials_[partial * heads + head]
-  };
-  // A decode row of several parts: `parts` partial results from `partial` on.
-  struct Split {
-    uint32_t token;
-    uint32_t partial;
-    uint32_t parts;
-  };
+  using Item = AttentionItems::Item;
+  using Split = AttentionItems::Split;
   // Running softmax sums of up to kMaxGroup queries.
   struct State {
     std::vector<float> sum;  // [queries][head_dim]
@@ -80,28 +67,21 @@ class Attention {
     State total;
   };
 
-  static constexpr uint32_t kWhole = UINT32_MAX;
-
   void run_item(const StepPlan& step, const Item& item, uint32_t layer, uint32_t head, const float* qkv,
                 const float* pool, float* out, Scratch& scratch);
   void write(const State& state, uint32_t query, float* out) const;
-  // total += part, for one query.
-  void merge(float* sum, float& max, float& weight, const float* part_sum, float part_max, float part_weight) const;
 
   const ModelConfig& config_;
   uint32_t head_dim_;
   uint32_t heads_;
   uint32_t kv_heads_;
-  uint32_t group_;         // query heads of a KV head
-  uint32_t block_tokens_;  // prompt tokens of an item
-  uint32_t part_pages_;
+  uint32_t group_;  // query heads of a KV head
   size_t qkv_size_;
   KvLayout layout_;
   const Kernels& kernels_;
   ThreadPool& threads_;
 
-  std::vector<Item> items_;
-  std::vector<Split> splits_;
+  AttentionItems cut_;
   std::vector<Scratch> scratch_;  // one a worker
   std::vector<float> partials_;   // [partial][head][head_dim + 2]: sum, max, weight
 };

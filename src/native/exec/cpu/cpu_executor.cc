@@ -11,6 +11,7 @@
 #include "base/threads.h"
 #include "native/exec/cpu/attention.h"
 #include "native/exec/cpu/experts.h"
+#include "native/exec/cpu/fast/layers.h"
 #include "native/exec/cpu/kernels.h"
 #include "native/exec/cpu/thread_pool.h"
 #include "native/exec/plan_check.h"
@@ -78,8 +79,9 @@ struct Activations {
 
 class CpuExecutor final : public Executor {
  public:
+  // `fast`: of the fast path, null on the oracle's.
   CpuExecutor(ModelConfig config, Weights weights, const ExecutorLimits& limits, const Kernels& kernels,
-              unsigned threads)
+              const FastKernels* fast, unsigned threads)
       : config_(std::move(config)),
         weights_(std::move(weights)),
         limits_(limits),
@@ -93,10 +95,14 @@ class CpuExecutor final : public Executor {
     frequencies_.push_back(rotary_frequencies(config_.rope, config_.head_dim));
     if (config_.local_rope) frequencies_.push_back(rotary_frequencies(*config_.local_rope, config_.head_dim));
     for (unsigned i = 0; i < pool_.size(); ++i) samplers_.emplace_back(config_.vocab_size);
+    if (fast != nullptr) {
+      fast_ = std::make_unique<FastLayers>(config_, weights_, limits_, *fast, kernels_, pool_);
+    }
   }
 
   Result<void> allocate() {
     if (auto done = buffers_.allocate(); !done) return done;
+    if (fast_ != nullptr) return fast_->allocate();
     if (auto done = experts_.allocate(); !done) return done;
     auto kv = HostArena::allocate(uint64_t{limits_.num_pages} * layout_.page * sizeof(float));
     if (!kv) return kv.error().with_context("KV pool");
@@ -153,7 +159,7 @@ class CpuExecutor final : public Executor {
         kv_tokens += window == 0 ? context : std::min(context, window - 1 + tokens);
       }
     }
-    return bytes + kv_tokens * 2 * config_.kv_size() * sizeof(float);
+    return bytes + kv_tokens * 2 * config_.kv_size() * (fast_ != nullptr ? sizeof(uint16_t) : sizeof(float));
   }
 
  private:
@@ -206,6 +212,7 @@ class CpuExecutor final : public Executor {
 
   void forward(const StepPlan& plan) {
     embed(plan);
+    if (fast_ != nullptr) return fast_->run(plan, buffers_.x, buffers_.cos, buffers_.sin);
     place_tokens(plan);
     attention_.plan(plan);
     for (uint32_t i = 0; i < config_.num_layers; ++i) {
@@ -217,6 +224,7 @@ class CpuExecutor final : public Executor {
   void copy_pages(const StepPlan& plan) {
     pool_.run(static_cast<uint32_t>(plan.page_copies.size()), [&](uint32_t i, unsigned) {
       const PageCopy& copy = plan.page_copies[i];
+      if (fast_ != nullptr) return fast_->copy_page(copy.from, copy.to);
       std::memcpy(kv_ + static_cast<size_t>(copy.to) * layout_.page,
                   kv_ + static_cast<size_t>(copy.from) * layout_.page, layout_.page * sizeof(float));
     });
@@ -229,7 +237,9 @@ class CpuExecutor final : public Executor {
       for (size_t t = first; t < last; ++t) {
         const TokenId token =
             plan.tokens[t] == kTokenOfPreviousStep ? last_tokens_[plan.from_sample[t]] : plan.tokens[t];
-        kernels_.widen(weights_.embedding, token, buffers_.x + t * config_.hidden_size);
+        float* row = buffers_.x + t * config_.hidden_size;
+        const bool packed = weights_.embedding.layout != MatrixLayout::kRowMajor;
+        packed ? unpack_row(weights_.embedding, token, row) : kernels_.widen(weights_.embedding, token, row);
         if (config_.embedding_scale != 1.0F) {
           float* x = buffers_.x + t * config_.hidden_size;
           for (uint32_t i = 0; i < config_.hidden_size; ++i) x[i] *= config_.embedding_scale;
@@ -333,6 +343,7 @@ class CpuExecutor final : public Executor {
       kernels_.rms_norm(buffers_.x + size_t{token(i)} * config_.hidden_size, weights_.final_norm, config_.norm_eps,
                         config_.hidden_size, buffers_.last + size_t{i} * config_.hidden_size);
     }
+    if (fast_ != nullptr) return fast_->project(buffers_.last, count, buffers_.logits);
     multiply({.weights = &weights_.lm_head,
               .x = buffers_.last,
               .x_stride = config_.hidden_size,
@@ -405,6 +416,7 @@ class CpuExecutor final : public Executor {
   Experts experts_;
   std::vector<std::vector<float>> frequencies_;  // [rope][head_dim / 2], the local one second
   Activations buffers_;
+  std::unique_ptr<FastLayers> fast_;
   HostArena kv_memory_;
   float* kv_ = nullptr;
 
@@ -457,12 +469,20 @@ Result<std::unique_ptr<Executor>> make_cpu_executor(ModelConfig config, Weights 
   const Kernels* kernels = kernels_for(options.isa);
   if (kernels == nullptr) return unsupported("this machine lacks the instruction set that was asked for");
   const unsigned threads = options.threads != 0 ? options.threads : usable_cpus();
-  auto executor = std::make_unique<CpuExecutor>(std::move(config), std::move(weights), limits, *kernels, threads);
+  const FastKernels* fast = nullptr;
+  if (path_of(weights.layout) == CpuPath::kFast) fast = fast_kernels_for(options.isa);
+  auto executor = std::make_unique<CpuExecutor>(std::move(config), std::move(weights), limits, *kernels, fast, threads);
   if (auto done = executor->allocate(); !done) return done.error();
   return std::unique_ptr<Executor>(std::move(executor));
 }
 
-uint64_t kv_bytes_per_page(const ModelConfig& config, uint32_t tokens_per_block) {
+std::string_view cpu_kernels_name(CpuPath path, CpuIsa isa) {
+  if (kernels_for(isa) == nullptr) return "none";
+  return path == CpuPath::kFast ? fast_kernels_for(isa)->name : kernels_for(isa)->name;
+}
+
+uint64_t kv_bytes_per_page(const ModelConfig& config, uint32_t tokens_per_block, CpuPath path) {
+  if (path == CpuPath::kFast) return FastKvLayout(config, tokens_per_block).page_bytes();
   return KvLayout(config, tokens_per_block).page * sizeof(float);
 }
 

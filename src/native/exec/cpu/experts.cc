@@ -24,18 +24,35 @@ void for_each(ThreadPool& threads, uint32_t count, const Item& item) {
 
 }  // namespace
 
-Experts::Experts(const ModelConfig& config, const ExecutorLimits& limits, const Kernels& kernels, ThreadPool& pool)
-    : config_(config), limits_(limits), kernels_(kernels), threads_(pool) {}
+Experts::Experts(const ModelConfig& config, const ExecutorLimits& limits, const Kernels& kernels, ThreadPool& pool,
+                 const FastKernels* fast)
+    : config_(config), limits_(limits), kernels_(kernels), threads_(pool), fast_(fast), router_(fast) {
+  if (fast != nullptr && fast->activation_bytes != sizeof(float)) router_ = fast_kernels_for(CpuIsa::kAvx512);
+}
+
+// Floats a worker's `widened` takes.
+uint64_t Experts::widened_floats() const {
+  const uint64_t widest = std::max(config_.hidden_size, config_.experts.intermediate_size);
+  return fast_ == nullptr ? 0 : FastKernels::kMaxPanels * kPanelRows * widest / 2;
+}
+
+uint16_t* Experts::widened(unsigned worker) const {
+  return reinterpret_cast<uint16_t*>(widened_ + worker * widened_floats());
+}
 
 Result<void> Experts::allocate() {
   const ExpertTraits& traits = config_.experts;
   if (traits.count == 0) return {};
   const uint64_t tokens = limits_.max_num_tokens;
   const uint64_t rows = tokens * traits.chosen;
+  const uint64_t widest = std::max(config_.hidden_size, traits.intermediate_size);
+  float* narrowed = nullptr;  // at most a float a value
   const std::pair<float**, uint64_t> buffers[] = {{&probabilities_, tokens * traits.count},
                                                   {&shares_, rows},
                                                   {&rows_, rows * config_.hidden_size},
-                                                  {&inner_, rows * 2 * traits.intermediate_size}};
+                                                  {&inner_, rows * 2 * traits.intermediate_size},
+                                                  {&narrowed, fast_ == nullptr ? 0 : rows * widest},
+                                                  {&widened_, threads_.size() * widened_floats()}};
   uint64_t total = 0;
   for (const auto& [buffer, floats] : buffers) total += padded(floats);
   auto memory = HostArena::allocate(total * sizeof(float));
@@ -46,6 +63,7 @@ Result<void> Experts::allocate() {
     *buffer = at;
     at += padded(floats);
   }
+  narrowed_ = reinterpret_cast<std::byte*>(narrowed);
   chosen_.resize(rows);
   row_of_.resize(rows);
   token_of_.resize(rows);
@@ -86,6 +104,17 @@ void Experts::route(const LayerWeights& layer, const float* normed, uint32_t tok
   threads_.run((tokens + kTokensPerItem - 1) / kTokensPerItem, [&](uint32_t run, unsigned) {
     const uint32_t begin = run * kTokensPerItem;
     const uint32_t end = std::min(tokens, begin + kTokensPerItem);
+    if (fast_ != nullptr) {
+      router_->linear({.weights = &layer.router,
+                       .x = reinterpret_cast<const std::byte*>(normed + size_t{begin} * config_.hidden_size),
+                       .x_stride = config_.hidden_size,
+                       .m = end - begin,
+                       .y = probabilities_ + size_t{begin} * count,
+                       .y_stride = count},
+                      0, layer.router.panels());
+      for (uint32_t t = begin; t < end; ++t) choose(t);
+      return;
+    }
     kernels_.gemm({.weights = &layer.router,
                    .x = normed + size_t{begin} * config_.hidden_size,
                    .x_stride = config_.hidden_size,
@@ -122,11 +151,24 @@ void Experts::multiply(const LayerWeights& layer, Matrix ExpertWeights::* matrix
   const auto groups = static_cast<uint32_t>(groups_.size());
   const uint32_t rows = (layer.experts.front().*matrix).rows;
   const uint32_t wanted = threads_.size() == 1 ? 1 : (threads_.size() * kSlicesPerThread + groups - 1) / groups;
-  const uint32_t per_slice = (rows + wanted * kernels_.row_tile - 1) / (wanted * kernels_.row_tile) * kernels_.row_tile;
+  const uint32_t row_tile = fast_ == nullptr ? kernels_.row_tile : FastKernels::kMaxPanels * kPanelRows;
+  const uint32_t per_slice = (rows + wanted * row_tile - 1) / (wanted * row_tile) * row_tile;
   const uint32_t slices = (rows + per_slice - 1) / per_slice;
-  threads_.run(groups * slices, [&](uint32_t i, unsigned) {
+  threads_.run(groups * slices, [&](uint32_t i, unsigned worker) {
     const Group& group = groups_[i / slices];
     const uint32_t first = i % slices * per_slice;
+    if (fast_ != nullptr) {
+      const Matrix& weights = layer.experts[group.expert].*matrix;
+      fast_->linear({.weights = &weights,
+                     .x = narrowed_ + group.begin * size_t{weights.cols} * fast_->activation_bytes,
+                     .x_stride = weights.cols,
+                     .m = group.end - group.begin,
+                     .y = to + group.begin * to_stride + first,
+                     .y_stride = to_stride,
+                     .widened = widened(worker)},
+                    first / kPanelRows, std::min(weights.panels(), (first + per_slice) / kPanelRows));
+      return;
+    }
     kernels_.gemm({.weights = &(layer.experts[group.expert].*matrix),
                    .x = from + group.begin * from_stride,
                    .x_stride = from_stride,
@@ -144,13 +186,19 @@ void Experts::run(const LayerWeights& layer, const float* normed, uint32_t token
   route(layer, normed, tokens);
   group(tokens);
   for_each(threads_, tokens * chosen, [&](uint32_t row) {
-    std::memcpy(rows_ + size_t{row} * hidden, normed + size_t{token_of_[row]} * hidden, hidden * sizeof(float));
+    const float* from = normed + size_t{token_of_[row]} * hidden;
+    if (fast_ != nullptr) {
+      fast_->narrow(from, hidden, narrowed_ + size_t{row} * hidden * fast_->activation_bytes);
+    } else {
+      std::memcpy(rows_ + size_t{row} * hidden, from, hidden * sizeof(float));
+    }
   });
   multiply(layer, &ExpertWeights::gate_up, rows_, hidden, inner_, size_t{2} * inner);
   const auto activate = gated_activation(kernels_, config_.activation);
   for_each(threads_, tokens * chosen, [&](uint32_t row) {
     float* gate = inner_ + size_t{row} * 2 * inner;
     activate(gate, gate + inner, inner, gate);
+    if (fast_ != nullptr) fast_->narrow(gate, inner, narrowed_ + size_t{row} * inner * fast_->activation_bytes);
   });
   multiply(layer, &ExpertWeights::down, inner_, size_t{2} * inner, rows_, hidden);
   for_each(threads_, tokens, [&](uint32_t t) {

@@ -9,6 +9,7 @@
 #include <nlohmann/json.hpp>
 
 #include "native/exec/cpu/cpu_executor.h"
+#include "native/exec/cpu/fast/kernels.h"
 #include "native/exec/step_driver.h"
 #include "native/model/model_dir.h"
 #include "native/testing/golden_models.h"
@@ -40,6 +41,8 @@ struct Case {
   std::vector<TokenId> tokens;
   std::vector<std::vector<double>> top;  // a step: id, logprob, ... best first
   std::vector<double> logits;            // of the first step, when recorded
+  double bf16_max = 0;                   // transformers' own errors in BF16, fed the same tokens
+  double bf16_mean = 0;
 };
 
 std::vector<Case> random_cases(const std::string& model) {
@@ -47,7 +50,8 @@ std::vector<Case> random_cases(const std::string& model) {
   std::vector<Case> cases;
   for (const auto& prompt : file["prompts"]) {
     const auto& fp32 = prompt["float32"];
-    cases.push_back({model, prompt["ids"], fp32["tokens"], fp32["top"], prompt["logits"]});
+    const auto& error = prompt["bfloat16"]["forced_error"];
+    cases.push_back({model, prompt["ids"], fp32["tokens"], fp32["top"], prompt["logits"], error["max"], error["mean"]});
   }
   EXPECT_EQ(cases.size(), 6U);  // a loop over nothing proves nothing
   return cases;
@@ -56,20 +60,23 @@ std::vector<Case> random_cases(const std::string& model) {
 std::vector<Case> smollm2_cases() {
   const auto prompts = golden("smollm2/prompts.json");
   const auto results = golden("smollm2/float32.json");
+  const auto bf16 = golden("smollm2/bfloat16.json");
   std::vector<Case> cases;
   for (size_t i = 0; i < prompts["prompts"].size(); ++i) {
     const auto& prompt = prompts["prompts"][i];
     const auto& result = results["results"][i];
     EXPECT_EQ(prompt["name"], result["name"]);
     if (kSanitized && prompt["ids"].size() > 70) continue;  // minutes, and nothing new to find
-    cases.push_back({prompt["name"], prompt["ids"], result["tokens"], result["top"], {}});
+    const auto& error = bf16["results"][i]["forced_error"];
+    cases.push_back({prompt["name"], prompt["ids"], result["tokens"], result["top"], {}, error["max"], error["mean"]});
     if (kSanitized) cases.back().tokens.resize(8);
   }
   EXPECT_EQ(cases.size(), kSanitized ? 9U : 12U);
   return cases;
 }
 
-std::unique_ptr<Executor> open_model(const std::string& name, const ExecutorLimits& limits, const CpuOptions& options) {
+std::unique_ptr<Executor> open_model(const std::string& name, const ExecutorLimits& limits, const CpuOptions& options,
+                                     MatrixLayout layout = MatrixLayout::kRowMajor) {
   const std::string place = models_directory() + "/" + name;
   auto fail = [&](const Error& error) {
     ADD_FAILURE() << error.message << "\nThe model " << place << " cannot be used; scripts/models makes it.";
@@ -79,7 +86,7 @@ std::unique_ptr<Executor> open_model(const std::string& name, const ExecutorLimi
   if (!directory) return fail(directory.error());
   auto config = load_model_config(*directory);
   if (!config) return fail(config.error());
-  auto weights = load_weights(*config, *directory, LoadFormat::kSafetensors);
+  auto weights = load_weights(*config, *directory, LoadFormat::kSafetensors, {}, layout);
   if (!weights) return fail(weights.error());
   auto executor = make_cpu_executor(*config, std::move(*weights), limits, options);
   if (!executor) return fail(executor.error());
@@ -182,10 +189,29 @@ TEST_P(RandomModel, GivesTheTokensAndLogitsOfTransformersOnEveryInstructionSet) 
   EXPECT_GE(compared, 6U * 16U);
 }
 
-TEST_P(RandomModel, IsBatchInvariant) {
-  const std::vector<Case> cases = random_cases(GetParam());
-  const std::string name = std::string("random/") + GetParam();
-  auto alone = open_model(name, kRandomLimits, {.threads = 1});
+// A path of the executor that this machine has.
+struct Path {
+  MatrixLayout layout;
+  CpuIsa isa;
+};
+
+std::vector<Path> fast_paths() {
+  std::vector<Path> paths;
+  for (const CpuIsa isa : {CpuIsa::kPortable, CpuIsa::kAvx2, CpuIsa::kAvx512, CpuIsa::kAvx512Bf16}) {
+    if (fast_kernels_for(isa) == nullptr) continue;
+    paths.push_back({MatrixLayout::kPackedBf16, isa});
+    paths.push_back({MatrixLayout::kPackedInt8, isa});
+  }
+  return paths;
+}
+
+std::string name_of(const Path& path) {
+  return std::string(to_string(path.layout)) + ", isa " + std::to_string(static_cast<int>(path.isa));
+}
+
+void expect_batch_invariant(const std::string& name, const std::vector<Case>& cases, const Path& path) {
+  SCOPED_TRACE(name_of(path));
+  auto alone = open_model(name, kRandomLimits, {.threads = 1, .isa = path.isa}, path.layout);
   ASSERT_NE(alone, nullptr);
   StepDriver alone_driver(*alone);
   std::vector<StepDriver::Sequence*> expected;
@@ -195,11 +221,90 @@ TEST_P(RandomModel, IsBatchInvariant) {
   }
   for (const size_t chunk : {size_t{1}, size_t{7}, size_t{64}, size_t{512}}) {
     SCOPED_TRACE("chunks of " + std::to_string(chunk));
-    auto mixed = open_model(name, kRandomLimits, {.threads = 3});
+    auto mixed = open_model(name, kRandomLimits, {.threads = 3, .isa = path.isa}, path.layout);
     ASSERT_NE(mixed, nullptr);
     StepDriver driver(*mixed);
     const auto sequences = run_mixed(driver, cases, chunk, chunk + 20, 384);
     for (size_t i = 0; i < cases.size(); ++i) expect_equal(*expected[i], *sequences[i]);
+  }
+}
+
+TEST_P(RandomModel, IsBatchInvariant) {
+  expect_batch_invariant(std::string("random/") + GetParam(), random_cases(GetParam()),
+                         {MatrixLayout::kRowMajor, CpuIsa::kBest});
+}
+
+TEST_P(RandomModel, FastPathsAreBatchInvariant) {
+  for (const Path& path : fast_paths()) {
+    expect_batch_invariant(std::string("random/") + GetParam(), random_cases(GetParam()), path);
+  }
+}
+
+struct Errors {
+  double max = 0;
+  double sum = 0;
+  size_t count = 0;
+  [[nodiscard]] double mean() const { return sum / static_cast<double>(count); }
+};
+
+// Differences from fp32's log-probabilities of its best tokens, when fed fp32's tokens.
+Errors forced_errors(StepDriver& driver, const Case& c, int32_t top) {
+  std::vector<TokenId> text = c.prompt;
+  text.insert(text.end(), c.tokens.begin(), c.tokens.end());
+  StepDriver::Sequence& s = driver.add({.prompt = text, .prompt_logprobs = top});
+  driver.generate(s, 1);
+  Errors errors;
+  for (size_t step = 0; step < c.tokens.size(); ++step) {
+    const size_t row = c.prompt.size() - 1 + step;
+    for (size_t i = 0; i < kTop; ++i) {
+      const auto id = static_cast<TokenId>(c.top[step][2 * i]);
+      const auto begin = s.prompt_top.begin() + static_cast<ptrdiff_t>(row * static_cast<size_t>(top));
+      const auto found = std::find_if(begin, begin + top, [&](const auto& t) { return t.id == id; });
+      if (found == begin + top) {
+        ADD_FAILURE() << "token " << id << " is not among the " << top << " best of step " << step;
+        continue;
+      }
+      const double error = std::fabs(static_cast<double>(found->logprob) - c.top[step][2 * i + 1]);
+      errors.max = std::max(errors.max, error);
+      errors.sum += error;
+      ++errors.count;
+    }
+  }
+  driver.release(s);
+  return errors;
+}
+
+// What the errors of all cases together may be, against those of transformers in BF16.
+void expect_close_to_fp32(const std::string& name, const ExecutorLimits& limits, const std::vector<Case>& cases,
+                          int32_t top, const Path& path) {
+  SCOPED_TRACE(name_of(path));
+  auto executor = open_model(name, limits, {.threads = 2, .isa = path.isa}, path.layout);
+  ASSERT_NE(executor, nullptr);
+  StepDriver driver(*executor);
+  double mean = 0;
+  double bf16_mean = 0;
+  double max = 0;
+  double bf16_max = 0;
+  for (const Case& c : cases) {
+    const Errors errors = forced_errors(driver, c, top);
+    mean += errors.mean() / static_cast<double>(cases.size());
+    bf16_mean += c.bf16_mean / static_cast<double>(cases.size());
+    max = std::max(max, errors.max);
+    bf16_max = std::max(bf16_max, c.bf16_max);
+  }
+  // INT8 adds the error of its weights: up to 2.7 times these on models of random weights.
+  const double allowed = path.layout == MatrixLayout::kPackedInt8 ? 3.0 : 1.0;
+  // With experts the largest difference is luck: a token near a tie goes to another expert.
+  const bool experts = name.find("moe") != std::string::npos;
+  EXPECT_LE(mean, (experts ? 1.5 : 1.0) * allowed * bf16_mean);
+  if (!experts) {
+    EXPECT_LE(max, allowed * bf16_max);
+  }
+}
+
+TEST_P(RandomModel, FastPathsAreAsCloseToFp32AsTransformersInBf16) {
+  for (const Path& path : fast_paths()) {
+    expect_close_to_fp32(std::string("random/") + GetParam(), kRandomLimits, random_cases(GetParam()), 384, path);
   }
 }
 
@@ -227,6 +332,13 @@ TEST(SmolLm2, GivesTheTokensOfTransformersInMixedBatchesOfChunks) {
   const std::vector<Case> cases = smollm2_cases();
   const auto sequences = run_mixed(driver, cases, 100, 128, kTop);
   for (size_t i = 0; i < cases.size(); ++i) expect_golden(cases[i], *sequences[i], 2e-3);
+}
+
+TEST(SmolLm2, FastPathsAreAsCloseToFp32AsTransformersInBf16) {
+  for (const Path& path : fast_paths()) {
+    if (path.isa == CpuIsa::kPortable) continue;  // minutes, and no other code than AVX2's
+    expect_close_to_fp32("SmolLM2-135M-Instruct", kSmolLimits, smollm2_cases(), 400, path);
+  }
 }
 
 }  // namespace

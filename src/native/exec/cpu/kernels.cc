@@ -17,6 +17,10 @@ bool has_avx512() {
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 
+bool has_avx512_bf16() {
+  return has_avx512() && __builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vbmi");
+}
+
 }  // namespace
 
 auto gated_activation(const Kernels& kernels, Activation activation) -> decltype(kernels.silu_mul) {
@@ -39,6 +43,8 @@ const Kernels* kernels_for(CpuIsa isa) {
       return has_avx2() ? &kKernelsAvx2 : nullptr;
     case CpuIsa::kAvx512:
       return has_avx512() ? &kKernelsAvx512 : nullptr;
+    case CpuIsa::kAvx512Bf16:
+      return has_avx512_bf16() ? &kKernelsAvx512 : nullptr;
   }
   return nullptr;
 }

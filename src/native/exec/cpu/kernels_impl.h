@@ -293,20 +293,20 @@ struct Impl {
     for (uint32_t i = 0; i < size; i += kWidth) V::store(y + i, V::load(x + i) * scale * V::load(weight + i));
   }
 
-  static void silu_mul(const float* gate, const float* up, uint32_t size, float* y) {
-    for (uint32_t i = 0; i < size; i += kWidth) {
-      const F g = V::load(gate + i);
-      V::store(y + i, g / (exp(-g) + 1.0F) * V::load(up + i));
-    }
-  }
+  static F silu(F g) { return g / (exp(-g) + 1.0F); }
 
   // g / 2 * (1 + tanh(u)) = g / (1 + exp(-2 u)) with u = sqrt(2 / pi) * (g + 0.044715 g^3)
+  static F gelu(F g) {
+    const F u = (g * g * g * 0.044715F + g) * 0.79788456F;
+    return g / (exp(u * -2.0F) + 1.0F);
+  }
+
+  static void silu_mul(const float* gate, const float* up, uint32_t size, float* y) {
+    for (uint32_t i = 0; i < size; i += kWidth) V::store(y + i, silu(V::load(gate + i)) * V::load(up + i));
+  }
+
   static void gelu_mul(const float* gate, const float* up, uint32_t size, float* y) {
-    for (uint32_t i = 0; i < size; i += kWidth) {
-      const F g = V::load(gate + i);
-      const F u = (g * g * g * 0.044715F + g) * 0.79788456F;
-      V::store(y + i, g / (exp(u * -2.0F) + 1.0F) * V::load(up + i));
-    }
+    for (uint32_t i = 0; i < size; i += kWidth) V::store(y + i, gelu(V::load(gate + i)) * V::load(up + i));
   }
 
   // Rotary embedding: element i is paired with element i + head_dim / 2.

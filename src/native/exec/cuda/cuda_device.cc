@@ -26,15 +26,18 @@ std::string program_directory() {
 
 Result<const cuda::ExecutorApi*> open_module(const std::string& path) {
   void* module = ::dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL);
-  if (module == nullptr) return Error{Code::kUnavailable, fmt::format("the CUDA module cannot be loaded: {}", ::dlerror())};
+  if (module == nullptr)
+    return Error{Code::kUnavailable, fmt::format("the CUDA module cannot be loaded: {}", ::dlerror())};
   using Entry = const cuda::ExecutorApi* (*)();
   const auto entry = reinterpret_cast<Entry>(::dlsym(module, cuda::kExecutorEntry));
-  if (entry == nullptr) return Error{Code::kUnavailable, fmt::format("{} is no executor module: {}", path, ::dlerror())};
+  if (entry == nullptr)
+    return Error{Code::kUnavailable, fmt::format("{} is no executor module: {}", path, ::dlerror())};
   const cuda::ExecutorApi* api = entry();
-  if (api->struct_size != sizeof(cuda::ExecutorApi) || std::string_view(api->build_id) != cuda::kExecutorBuildId) {
+  if (api->struct_size != sizeof(cuda::ExecutorApi) ||
+      std::string_view(api->build_id) != std::string_view(DYN_EXECUTOR_BUILD_ID)) {
     return Error{Code::kUnavailable, fmt::format("{} is of build {}, this program is of build {}: use the module that "
                                                  "came with it",
-                                                 path, api->build_id, cuda::kExecutorBuildId)};
+                                                 path, api->build_id, DYN_EXECUTOR_BUILD_ID)};
   }
   return api;
 }
@@ -63,8 +66,8 @@ Result<const cuda::ExecutorApi*> load_cuda_module(const std::string& path) {
       }
     }
     if (place.empty()) {
-      return Error{Code::kUnavailable,
-                   fmt::format("this build has no CUDA module: neither {} nor {} is there", candidates[0], candidates[1])};
+      return Error{Code::kUnavailable, fmt::format("this build has no CUDA module: neither {} nor {} is there",
+                                                   candidates[0], candidates[1])};
     }
   }
   auto api = open_module(place);
@@ -87,7 +90,8 @@ Result<void> CudaDevice::check(cuda::Status status, const cuda::ErrorText& error
     case cuda::Status::kFailed:
       break;
   }
-  return Error{code, fmt::format("{}: {}", what, std::string_view(error.text, ::strnlen(error.text, sizeof error.text)))};
+  return Error{code,
+               fmt::format("{}: {}", what, std::string_view(error.text, ::strnlen(error.text, sizeof error.text)))};
 }
 
 Result<CudaDevice> CudaDevice::open(const Options& options) {
@@ -102,7 +106,8 @@ Result<CudaDevice> CudaDevice::open(const Options& options) {
   facts.struct_size = sizeof facts;
   if (auto done = check(api->probe(options.index, &facts, &error), error, "GPU"); !done) return done.error();
   cuda::Device* handle = nullptr;
-  if (auto done = check(api->open(&kHostCalls, options.index, &handle, &error), error, "GPU"); !done) return done.error();
+  if (auto done = check(api->open(&kHostCalls, options.index, &handle, &error), error, "GPU"); !done)
+    return done.error();
   return CudaDevice(api, handle, facts);
 }
 

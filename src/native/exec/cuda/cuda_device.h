@@ -26,8 +26,8 @@ Result<const cuda::ExecutorApi*> load_cuda_module(const std::string& path = {});
 class CudaDevice {
  public:
   struct Options {
-    int32_t index = 0;                         // as CUDA numbers devices (CUDA_VISIBLE_DEVICES holds)
-    const cuda::ExecutorApi* api = nullptr;    // for tests; null: load_cuda_module()
+    int32_t index = 0;                       // as CUDA numbers devices (CUDA_VISIBLE_DEVICES holds)
+    const cuda::ExecutorApi* api = nullptr;  // for tests; null: load_cuda_module()
   };
   static Result<CudaDevice> open(const Options& options);
   CudaDevice(CudaDevice&& other) noexcept;

@@ -68,6 +68,7 @@ class CudaExecutor final : public Executor {
       CudaSlot& slot = slots_[start.slot];
       slot.sampler.start(start.sampling, start.prompt, start.generated, config_.vocab_size);
       slot.on_host = false;
+      ++slot.sequences;
     }
     const uint32_t index = next_;
     Flight& flight = flights_[index];
@@ -78,6 +79,8 @@ class CudaExecutor final : public Executor {
     ++in_flight_;
     flight.plan = &plan;
     flight.on_host.assign(plan.samples.size(), 0);
+    flight.sequences.clear();
+    for (const SampleRow& sample : plan.samples) flight.sequences.push_back(slots_[sample.slot].sequences);
     known_.assign(plan.samples.size(), kTokenOfPreviousStep);
     return finish_on_host(flight);
   }
@@ -105,7 +108,7 @@ class CudaExecutor final : public Executor {
       bytes += traits.experts ? matrix(config_.experts.count, hidden) +
                                     config_.experts.chosen * matrix(3 * config_.experts.intermediate_size, hidden)
                               : matrix(uint64_t{3} * config_.intermediate_size, hidden);
-      kv_tokens += tokens;  // written
+      kv_tokens += tokens;                            // written
       for (size_t r = 0; r < plan.num_rows(); ++r) {  // read
         const auto context = static_cast<uint64_t>(plan.context_lens[r]);
         const uint64_t own = plan.row_offsets[r + 1] - plan.row_offsets[r];
@@ -121,8 +124,9 @@ class CudaExecutor final : public Executor {
   struct Flight {
     const StepPlan* plan = nullptr;
     std::span<std::byte> staging;
-    std::vector<uint8_t> on_host;  // [samples] 1: in `samples`
-    std::vector<Sample> samples;   // [samples]
+    std::vector<uint32_t> sequences;  // [samples] CudaSlot::sequences when it was enqueued
+    std::vector<uint8_t> on_host;     // [samples] 1: in `samples`
+    std::vector<Sample> samples;      // [samples]
     std::vector<std::vector<engine::TopLogprob>> tops;
     bool finished = false;  // `result` is whole
     StepResult result;
@@ -203,14 +207,12 @@ class CudaExecutor final : public Executor {
     if (!done) return done;
     for (const PromptLogprobs& wanted : plan.prompt_logprobs) {
       host_rows_.clear();
-      for (uint32_t i = 0; i < wanted.next.size(); ++i)
-        host_rows_.push_back(packer_.first_token(wanted.row) + i);
+      for (uint32_t i = 0; i < wanted.next.size(); ++i) host_rows_.push_back(packer_.first_token(wanted.row) + i);
       done = for_logits(1, host_rows_, [&](size_t i, std::span<const float> logits) {
         auto& top = flight.result.prompt_top;
         const size_t first = top.size();
         top.resize(first + wanted.top);
-        flight.result.prompt_logprobs.push_back(
-            sampler_.score(logits, wanted.next[i], std::span(top).subspan(first)));
+        flight.result.prompt_logprobs.push_back(sampler_.score(logits, wanted.next[i], std::span(top).subspan(first)));
       });
       if (!done) return done;
     }
@@ -224,7 +226,8 @@ class CudaExecutor final : public Executor {
     for (size_t begin = 0; begin < rows.size(); begin += kLogitsAtOnce) {
       const auto count = static_cast<uint32_t>(std::min<size_t>(kLogitsAtOnce, rows.size() - begin));
       logits_.resize(kLogitsAtOnce * vocab);
-      if (auto done = call("logits", &cuda::ExecutorApi::read_logits, of_tokens, rows.data() + begin, count, logits_.data());
+      if (auto done =
+              call("logits", &cuda::ExecutorApi::read_logits, of_tokens, rows.data() + begin, count, logits_.data());
           !done)
         return done;
       for (uint32_t i = 0; i < count; ++i) use(begin + i, std::span<const float>(logits_).subspan(i * vocab, vocab));
@@ -271,7 +274,9 @@ class CudaExecutor final : public Executor {
         }
       }
       result.top_offsets.push_back(static_cast<uint32_t>(result.top.size()));
-      if (result.not_finite[s] == 0) slots_[row.slot].sampler.add(result.tokens[s]);
+      CudaSlot& slot = slots_[row.slot];
+      // Another sequence may have entered the slot since.
+      if (result.not_finite[s] == 0 && slot.sequences == flight.sequences[s]) slot.sampler.add(result.tokens[s]);
     }
   }
 
@@ -302,9 +307,9 @@ Result<void> check_cuda_model(const ModelConfig& config, const ExecutorLimits& l
   const auto refuse = [](const char* name, uint32_t value, const char* wanted) {
     return unsupported(fmt::format("{} = {}: the CUDA executor needs {}", name, value, wanted));
   };
-  for (const uint32_t dim : {48U, 64U, 80U, 96U, 128U, 256U, 0U}) {
+  for (const uint32_t dim : {64U, 80U, 96U, 128U, 256U, 0U}) {
     if (dim == config.head_dim) break;
-    if (dim == 0) return refuse("head_dim", config.head_dim, "48, 64, 80, 96, 128 or 256");
+    if (dim == 0) return refuse("head_dim", config.head_dim, "64, 80, 96, 128 or 256");
   }
   const std::pair<const char*, uint32_t> sizes[] = {{"hidden_size", config.hidden_size},
                                                     {"intermediate_size", config.intermediate_size},

@@ -1,5 +1,5 @@
-// The CUDA executor: bfloat16 weights and KV on one NVIDIA GPU, driven through the executor module. Pipeline depth 2: the
-// host plans a step while the device works on the one before, whose tokens the device resolves itself.
+// The CUDA executor: bfloat16 weights and KV on one NVIDIA GPU, driven through the executor module. Pipeline depth 2:
+// the host plans a step while the device works on the one before, whose tokens the device resolves itself.
 //
 //   auto device = CudaDevice::open({});
 //   auto weights = upload_weights(*device, config, directory, LoadFormat::kSafetensors, progress);
@@ -11,10 +11,11 @@
 // copied logits: rows with bad words, and rows that want more alternatives than the device's sampler gives. Such a step
 // is not overlapped with the next, and neither is one with prompt log-probabilities, which the host scores too.
 //
-// Numbers: residual stream, norms, softmax, logits in F32; inputs of products and KV in bfloat16. A row's result is close
-// to the CPU executor's, not equal, and may change in the last bits with the batch (other kernels are faster there).
-// KV page, one contiguous piece of cuda_kv_bytes_per_page(): for each layer the keys [kv head][token][dim], then the
-// values likewise. Ownership: the executor owns device, weights and KV. Thread rules: one thread (see executor.h).
+// Numbers: residual stream, norms, softmax, logits in F32; inputs of products and KV in bfloat16. A row's result is
+// close to the CPU executor's, not equal, and may change in the last bits with the batch (other kernels are faster
+// there). KV page, one contiguous piece of cuda_kv_bytes_per_page(): for each layer the keys [kv head][token][dim],
+// then the values likewise. Ownership: the executor owns device, weights and KV. Thread rules: one thread (see
+// executor.h).
 #pragma once
 
 #include <cstdint>

@@ -105,8 +105,8 @@ class Uploader {
     cuda::ErrorText error{};
     void* buffer = nullptr;
     uint64_t capacity = 0;
-    if (auto done = CudaDevice::check(device_.api().upload_buffer(device_.handle(), 0, &buffer, &capacity, &error), error,
-                                      "weights");
+    if (auto done = CudaDevice::check(device_.api().upload_buffer(device_.handle(), 0, &buffer, &capacity, &error),
+                                      error, "weights");
         !done)
       return done;
     cut(capacity);
@@ -168,7 +168,8 @@ class Uploader {
     if (bytes > capacity) return internal_error("weights: a row does not fit into an upload buffer");
     source_.read(target, piece.first, piece.rows, static_cast<std::byte*>(buffer));
     const uint64_t offset = offsets_[piece.target] + piece.first * row_bytes;
-    if (auto done = CudaDevice::check(device_.api().upload(device_.handle(), slot, offset, bytes, &error), error, "weights");
+    if (auto done =
+            CudaDevice::check(device_.api().upload(device_.handle(), slot, offset, bytes, &error), error, "weights");
         !done)
       return done;
     done_ += bytes;

@@ -31,9 +31,10 @@ Result<LoadedCuda> load_cuda_executor(const CudaLoadOptions& options, const Mode
   const auto free = device->free_bytes();
   if (!free) return free.error();
   if (wanted > *free) {
-    return Error{Code::kOverloaded,
-                 fmt::format("the weights need {} MiB and {} MiB are free on {}: choose a smaller model, or free the GPU",
-                             wanted >> 20, *free >> 20, loaded.device.name)};
+    return Error{
+        Code::kOverloaded,
+        fmt::format("the weights need {} MiB and {} MiB are free on {}: choose a smaller model, or free the GPU",
+                    wanted >> 20, *free >> 20, loaded.device.name)};
   }
   auto weights = upload_weights(*device, config, directory, options.format, options.progress);
   if (!weights) return weights.error();

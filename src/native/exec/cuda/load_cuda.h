@@ -4,8 +4,8 @@
 //   loaded->executor->enqueue(plan);
 //
 // What cannot work (no module, no driver, no GPU of the right kind, a model the kernels do not know, too little memory)
-// is one line, before weights are read where that can be known. Ownership: the caller owns the result. Thread rules: one
-// thread, which the executor is used on afterwards.
+// is one line, before weights are read where that can be known. Ownership: the caller owns the result. Thread rules:
+// one thread, which the executor is used on afterwards.
 #pragma once
 
 #include <cstdint>

@@ -12,8 +12,8 @@ namespace {
 using cuda::StagedStep;
 
 constexpr uint64_t kAlignment = 16;
-// Room for lists of tokens, counted in entries: masked tokens and biases of a bucket's row, the same of a whole step, and
-// tokens of sequences with penalties that enter their slots.
+// Room for lists of tokens, counted in entries: masked tokens and biases of a bucket's row, the same of a whole step,
+// and tokens of sequences with penalties that enter their slots.
 constexpr uint32_t kListOfBucketRow = 4;
 constexpr uint32_t kMaxMasks = 16'384;
 constexpr uint32_t kMaxBiases = 65'536;
@@ -103,9 +103,8 @@ bool StepPacker::lay_out(const Counts& counts, std::span<std::byte> staging, Sta
       {&step.bias_tokens, uint64_t{4} * counts.biases},
       {&step.bias_values, uint64_t{4} * counts.biases},
   };
-  return std::ranges::all_of(arrays, [&](const auto& array) {
-    return reserve(array.second, staging, step, *array.first);
-  });
+  return std::ranges::all_of(arrays,
+                             [&](const auto& array) { return reserve(array.second, staging, step, *array.first); });
 }
 
 // Slots whose rows the device cannot sample: known when they start, or by what a step asks of them.
@@ -189,7 +188,8 @@ void StepPacker::fill_rows(const StepPlan& plan, std::span<const TokenId> previo
   page_offsets[0] = 0;
   for (size_t r = 0; r < order_.size(); ++r) {
     const uint32_t row = order_[r];
-    const auto table = std::span(plan.pages).subspan(plan.page_offsets[row], plan.page_offsets[row + 1] - plan.page_offsets[row]);
+    const auto table =
+        std::span(plan.pages).subspan(plan.page_offsets[row], plan.page_offsets[row + 1] - plan.page_offsets[row]);
     const uint32_t tokens = tokens_of(plan, row);
     const auto context = static_cast<uint32_t>(plan.context_lens[row]);
     for (uint32_t i = 0; i < tokens; ++i, ++t) {

@@ -26,8 +26,9 @@ namespace dyn::native {
 
 // A slot of the executor: what the device does not know of it.
 struct CudaSlot {
-  SamplerSlot sampler;    // kept up to date for slots with penalties and for those that the host samples
-  bool on_host = false;   // its rows are sampled by the host until another sequence enters
+  SamplerSlot sampler;     // kept up to date for slots with penalties and for those that the host samples
+  uint32_t sequences = 0;  // that have entered so far: a step in flight may be of one before
+  bool on_host = false;    // its rows are sampled by the host until another sequence enters
 };
 
 // Rows of CUDA graphs, ascending: 1, 2, 4, 8, 16, 24, ... in steps of 8 to 64, of 16 to 256, then of 32; the last is
@@ -71,8 +72,7 @@ class StepPacker {
   uint32_t choose_bucket(const StepPlan& plan, const Counts& counts) const;
   void order_rows(const StepPlan& plan);
   void fill_rows(const StepPlan& plan, std::span<const TokenId> previous, cuda::StagedStep& step, std::byte* to) const;
-  void fill_samples(const StepPlan& plan, std::span<const CudaSlot> slots, cuda::StagedStep& step,
-                    std::byte* to) const;
+  void fill_samples(const StepPlan& plan, std::span<const CudaSlot> slots, cuda::StagedStep& step, std::byte* to) const;
   bool fill_starts(const StepPlan& plan, std::span<const CudaSlot> slots, std::span<std::byte> staging,
                    cuda::StagedStep& step);
 

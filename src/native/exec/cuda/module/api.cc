@@ -127,7 +127,7 @@ Status measure_read(Device* handle, uint64_t buffer_bytes, double* bytes_per_s, 
 
 constexpr ExecutorApi kApi{
     .struct_size = sizeof(ExecutorApi),
-    .build_id = kExecutorBuildId,
+    .build_id = DYN_EXECUTOR_BUILD_ID,
     .probe = probe,
     .open = open,
     .close = close,

@@ -9,6 +9,8 @@
 namespace dyn::native::cuda {
 namespace {
 
+constexpr int32_t kDebug = 1;  // log::Level
+
 constexpr int kComputeMajor = 9;  // what the kernels are compiled for: sm_90a runs on 9.0 alone
 constexpr int kComputeMinor = 0;
 
@@ -43,8 +45,8 @@ DeviceFacts probe_device(int32_t index) {
     cudaGetLastError();
     if (error == cudaErrorInsufficientDriver) {
       throw no_device("the NVIDIA driver supports CUDA " + std::to_string(driver / 1000) + "." +
-                      std::to_string(driver % 1000 / 10) + ", this build needs " + std::to_string(runtime / 1000) + "." +
-                      std::to_string(runtime % 1000 / 10) + ": install a newer driver");
+                      std::to_string(driver % 1000 / 10) + ", this build needs " + std::to_string(runtime / 1000) +
+                      "." + std::to_string(runtime % 1000 / 10) + ": install a newer driver");
     }
     throw no_device(std::string("no GPU can be used: ") + cudaGetErrorString(error));
   }
@@ -104,7 +106,8 @@ void* Device::upload_buffer(uint32_t slot) {
 
 void Device::upload(uint32_t slot, uint64_t offset, uint64_t bytes) {
   UploadSlot& upload = uploads_.at(slot);
-  if (bytes > kUploadBytes || offset + bytes > weights_.bytes()) throw Fault{Status::kFailed, "upload beyond the arena"};
+  if (bytes > kUploadBytes || offset + bytes > weights_.bytes())
+    throw Fault{Status::kFailed, "upload beyond the arena"};
   check(cudaMemcpyAsync(weights_.data() + offset, upload.buffer.data(), bytes, cudaMemcpyHostToDevice, upload_stream_),
         "upload");
   check(cudaEventRecord(upload.done.get(), upload_stream_), "upload");
@@ -287,6 +290,10 @@ void Device::capture(const StagedStep& step) {
   check(cudaGraphUpload(captured.exec, stream_), "graph");
   check(cudaStreamSynchronize(stream_), "graph");
   graphs_.push_back(captured);
+  if (host_.log != nullptr) {
+    const std::string text = "captured a CUDA graph of " + std::to_string(step.bucket) + " rows";
+    host_.log(host_.user, kDebug, text.c_str());
+  }
 }
 
 double Device::measure_read(uint64_t buffer_bytes) {

@@ -7,10 +7,10 @@
 //   device.enqueue(step);  device.collect(step.flight);
 //
 // A step is: one copy of the staging buffer to the device, page copies and token counts where the plan has them, the
-// forward pass with sampling (a CUDA graph when the step has a bucket), one copy of the results back. All on one stream,
-// so that a step may read what the one before wrote (its tokens, its KV). There is one device copy of the staging area:
-// graphs name fixed addresses, and the copy of step n + 1 follows step n on the stream. Ownership: everything on the
-// device. Thread rules: one thread, except upload_buffer() and upload() (a slot each).
+// forward pass with sampling (a CUDA graph when the step has a bucket), one copy of the results back. All on one
+// stream, so that a step may read what the one before wrote (its tokens, its KV). There is one device copy of the
+// staging area: graphs name fixed addresses, and the copy of step n + 1 follows step n on the stream. Ownership:
+// everything on the device. Thread rules: one thread, except upload_buffer() and upload() (a slot each).
 #pragma once
 
 #include <memory>

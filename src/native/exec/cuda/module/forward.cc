@@ -64,8 +64,8 @@ Forward::Forward(const ModelSpec& model, const StepLimits& limits, const std::by
   inner_ = cleared<Bf16>(tokens * inner, "activations");
   if (post_norms) branch_ = cleared<float>(tokens * hidden, "activations");
   const auto max_m = static_cast<uint32_t>(std::max(tokens, batch));
-  scratch_ = cleared<Bf16>(
-      linear_scratch_elements(max_m, std::max({model.hidden_size, q_size_, inner}), 2 * inner), "activations");
+  scratch_ = cleared<Bf16>(linear_scratch_elements(max_m, std::max({model.hidden_size, q_size_, inner}), 2 * inner),
+                           "activations");
 
   size_t partials = 0;
   for (uint32_t rows = 1; rows <= batch; ++rows) {
@@ -81,8 +81,8 @@ Forward::Forward(const ModelSpec& model, const StepLimits& limits, const std::by
   logits_ = cleared<float>(batch * vocab, "logits");
   scores_ = cleared<float>(batch * vocab, "sampler's workspace");
   list_ = cleared<uint32_t>(batch * vocab, "sampler's workspace");
-  pieces_ = cleared<std::byte>(sample_pieces_bytes(static_cast<uint32_t>(batch), model.vocab_size),
-                               "sampler's workspace");
+  pieces_ =
+      cleared<std::byte>(sample_pieces_bytes(static_cast<uint32_t>(batch), model.vocab_size), "sampler's workspace");
   counts_ = cleared<uint32_t>(batch * vocab, "token counts");
   results_ = cleared<std::byte>(ResultLayout(static_cast<uint32_t>(batch)).end, "results");
 

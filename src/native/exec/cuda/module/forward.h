@@ -7,8 +7,8 @@
 // A layer is five launches for decode rows (norm + QKV; q/k norm, rotation, KV append and attention; output projection
 // + residual; norm + gate-up + activation; down projection + residual) and a few more for prompts. Residual stream,
 // logits and norms are F32, inputs of products and KV bfloat16. KV page: for each layer the keys [kv head][token][dim],
-// then the values likewise; all layers of a page are one contiguous piece. Ownership: owns activations; weights, pool and
-// staged arrays are the caller's. Thread rules: one thread.
+// then the values likewise; all layers of a page are one contiguous piece. Ownership: owns activations; weights, pool
+// and staged arrays are the caller's. Thread rules: one thread.
 #pragma once
 
 #include <vector>

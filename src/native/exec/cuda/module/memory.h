@@ -38,8 +38,7 @@ class Memory {
     Memory memory;
     if (count == 0) return memory;
     void* at = nullptr;
-    const cudaError_t error =
-        kPinned ? cudaMallocHost(&at, count * sizeof(T)) : cudaMalloc(&at, count * sizeof(T));
+    const cudaError_t error = kPinned ? cudaMallocHost(&at, count * sizeof(T)) : cudaMalloc(&at, count * sizeof(T));
     if (error == cudaErrorMemoryAllocation) {
       cudaGetLastError();
       throw Fault{Status::kNoMemory, std::string(what) + ": no room for " + std::to_string((count * sizeof(T)) >> 20) +
