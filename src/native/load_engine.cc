@@ -118,11 +118,15 @@ Result<LoadedEngine> load_engine(const LoadOptions& options) {
            seconds_since(start));
 
   const uint64_t bytes_per_page = kv_bytes_per_page(*config, options.tokens_per_block, path);
-  const auto pages = kv_pages(options, *max_seq_len, bytes_per_page, available_memory_bytes());
+  const uint64_t scratch =
+      scratch_bytes(*config, {.max_batch_size = options.max_batch_size, .max_num_tokens = options.max_num_tokens});
+  const uint64_t free_bytes = available_memory_bytes();
+  const auto pages = kv_pages(options, *max_seq_len, bytes_per_page, free_bytes - std::min(free_bytes, scratch));
   if (!pages) return pages.error();
   const uint64_t pool_tokens = uint64_t{*pages} * options.tokens_per_block;
   DYN_INFO("engine", "KV cache: {} blocks of {} tokens, {:.2f} GiB", *pages, options.tokens_per_block,
            gib(*pages * bytes_per_page));
+  DYN_DEBUG("engine", "activations: {:.2f} GiB", gib(scratch));
   if (pool_tokens < *max_seq_len) {
     DYN_WARN("engine", "max_seq_len is lowered from {} to {}: the KV cache holds no more", *max_seq_len, pool_tokens);
   }
@@ -135,9 +139,11 @@ Result<LoadedEngine> load_engine(const LoadOptions& options) {
                               .num_pages = *pages};
   auto executor = make_cpu_executor(*config, std::move(*weights), limits, {.threads = options.threads});
   if (!executor) return executor.error();
-  auto engine =
-      make_native_engine(options.engine, std::move(*executor),
-                         {.vocab_size = config->vocab_size, .max_seq_len = *max_seq_len, .window = config->window()});
+  auto engine = make_native_engine(options.engine, std::move(*executor),
+                                   {.vocab_size = config->vocab_size,
+                                    .max_seq_len = *max_seq_len,
+                                    .window = config->window(),
+                                    .long_rope_from = config->long_rope_from()});
   if (!engine) return engine.error();
   return LoadedEngine{std::move(*engine), std::move(*config), std::move(*directory), path, weight_bytes};
 }

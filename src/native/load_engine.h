@@ -32,7 +32,8 @@ struct LoadOptions {
   uint32_t max_seq_len = 0;       // prompt and answer; 0: what the model was made for
 
   uint32_t tokens_per_block = 32;
-  uint64_t kv_cache_bytes = 0;       // size of the KV pool; 0: kv_cache_fraction of the memory left after loading
+  uint64_t kv_cache_bytes = 0;       // size of the KV pool; 0: kv_cache_fraction of the memory left
+                                     // after loading and for activations
   double kv_cache_fraction = 0.5;    // in (0, 1)
   uint64_t kv_cache_max_tokens = 0;  // an upper limit of the pool besides; 0: none
   unsigned threads = 0;              // 0: all usable CPUs

@@ -60,6 +60,7 @@ struct WorkerConfig {
   std::optional<uint64_t> kv_cache_bytes;       // empty: chosen from the free memory
   std::optional<uint64_t> kv_cache_max_tokens;  // a second limit beside the bytes
   bool enable_block_reuse = true;
+  bool enable_partial_reuse = true;
   CapacityPolicy capacity_policy = CapacityPolicy::kGuaranteedNoEvict;
   MockConfig mock;
 
