@@ -49,9 +49,9 @@ struct EngineLoadRun {
 };
 
 struct EngineLevelReport {
-  double load_s = 0;         // config, weights, KV pool, threads
-  double warm_up_s = 0;      // until requests are taken
-  double first_token_s = 0;  // of one more prompt of a few tokens, alone
+  double load_s = 0;          // config, weights, KV pool, threads
+  double warm_up_s = 0;       // until requests are taken
+  double first_token_s = 0;   // of one more prompt of a few tokens, alone
   uint64_t weight_bytes = 0;  // as they are in memory
   uint64_t kv_pool_tokens = 0;
   uint64_t kv_pool_bytes = 0;

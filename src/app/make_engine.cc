@@ -68,6 +68,7 @@ Result<MadeEngine> make_native(const WorkerConfig& config) {
                                        ? native::CapacityPolicy::kMaxUtilization
                                        : native::CapacityPolicy::kGuaranteedNoEvict;
   options.engine.enable_block_reuse = config.enable_block_reuse;
+  options.engine.enable_partial_reuse = config.enable_partial_reuse;
   options.engine.record_kv_events = config.publish_kv_events;
   options.engine.max_queue_size = config.max_queue_size;
   auto loaded = native::load_engine(options);

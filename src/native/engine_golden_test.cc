@@ -31,6 +31,36 @@ std::vector<GoldenPrompt> golden_prompts(const std::string& model) {
   return prompts;
 }
 
+// An answer that outgrows the border between the variants of rotary angles: each of its tokens is the one that the text
+// up to there gives when it comes as a prompt.
+TEST(EngineLongRope, AnAnswerOverTheBorderIsThatOfAFreshPrompt) {
+  const auto loaded = load_engine({.model = test_model("random/phi3_longrope"),
+                                   .cpu_path = CpuPathChoice::kOracle,
+                                   .max_batch_size = 4,
+                                   .max_num_tokens = 48,
+                                   .tokens_per_block = 8,
+                                   .kv_cache_bytes = uint64_t{1} << 30,
+                                   .kv_cache_max_tokens = 512,
+                                   .threads = 2});
+  ASSERT_TRUE(loaded.ok()) << loaded.error().message << "\nscripts/models makes the model.";
+  Recorder recorder;
+  ASSERT_TRUE(loaded->engine->start(recorder).ok());
+  const auto prompt = golden_prompts("phi3_longrope").back().prompt;
+  std::vector<TokenId> text(prompt.begin(), prompt.begin() + 58);
+  ASSERT_TRUE(loaded->engine->submit(contract_request(0, text, 20)).ok());
+  const auto answer = recorder.ended(0).tokens;
+  ASSERT_EQ(answer.size(), 20U);
+  EXPECT_EQ(loaded->engine->stats().preemptions, 1U);
+  for (engine::RequestId i = 0; i < answer.size(); ++i) {
+    engine::Request alone = contract_request(100 + i, text, 1);
+    alone.cache_salt = std::to_string(i);  // nothing of it is there already
+    ASSERT_TRUE(loaded->engine->submit(std::move(alone)).ok());
+    EXPECT_EQ(recorder.ended(100 + i).tokens, std::vector{answer[i]}) << "text of " << text.size();
+    text.push_back(answer[i]);
+  }
+  loaded->engine->stop();
+}
+
 class EngineGolden : public ::testing::TestWithParam<std::tuple<std::string, CapacityPolicy>> {};
 
 TEST_P(EngineGolden, TokensAreThoseOfTransformers) {
@@ -68,11 +98,11 @@ TEST_P(EngineGolden, TokensAreThoseOfTransformers) {
   loaded->engine->stop();
 }
 
-INSTANTIATE_TEST_SUITE_P(Random, EngineGolden,
-                         ::testing::Combine(::testing::Values("gemma3", "gemma3_linear", "llama3", "mistral", "phi3",
-                                                              "qwen2", "qwen3", "qwen3_moe", "qwen3_moe_mixed"),
-                                            ::testing::Values(CapacityPolicy::kGuaranteedNoEvict,
-                                                              CapacityPolicy::kMaxUtilization)));
+INSTANTIATE_TEST_SUITE_P(
+    Random, EngineGolden,
+    ::testing::Combine(::testing::Values("gemma3", "gemma3_linear", "llama3", "mistral", "phi3", "phi3_longrope",
+                                         "qwen2", "qwen3", "qwen3_moe", "qwen3_moe_mixed"),
+                       ::testing::Values(CapacityPolicy::kGuaranteedNoEvict, CapacityPolicy::kMaxUtilization)));
 
 }  // namespace
 }  // namespace dyn::native

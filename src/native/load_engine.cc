@@ -142,10 +142,14 @@ Result<std::unique_ptr<Executor>> load_on_cpu(Loading& loading) {
   loading.weight_bytes = weights->bytes();
   DYN_INFO("engine", "{}: {:.2f} GiB of weights in {:.1f} s", loading.config.architecture, gib(weights->bytes()),
            seconds_since(start));
+  const uint64_t scratch = scratch_bytes(
+      loading.config, {.max_batch_size = options.max_batch_size, .max_num_tokens = options.max_num_tokens});
+  const uint64_t free_bytes = available_memory_bytes();
   const auto pages = sized_pool(options, loading.max_seq_len,
                                 kv_bytes_per_page(loading.config, options.tokens_per_block, loading.cpu_path),
-                                available_memory_bytes());
+                                free_bytes - std::min(free_bytes, scratch));
   if (!pages) return pages.error();
+  DYN_DEBUG("engine", "activations: {:.2f} GiB", gib(scratch));
   DYN_INFO("engine", "CPU executor: {} path, {} weights, {} kernels, results independent of the batch",
            to_string(loading.cpu_path), to_string(weights->layout), cpu_kernels_name(loading.cpu_path));
   return make_cpu_executor(loading.config, std::move(*weights), executor_limits(options, *pages),
@@ -220,12 +224,14 @@ Result<LoadedEngine> load_engine(const LoadOptions& given) {
   Loading loading{.options = options, .config = *config, .directory = *directory, .max_seq_len = *max_seq_len};
   auto executor = *gpu ? load_on_gpu(loading) : load_on_cpu(loading);
   if (!executor) return executor.error();
-  auto engine =
-      make_native_engine(options.engine, std::move(*executor),
-                         {.vocab_size = config->vocab_size, .max_seq_len = *max_seq_len, .window = config->window()});
+  auto engine = make_native_engine(options.engine, std::move(*executor),
+                                   {.vocab_size = config->vocab_size,
+                                    .max_seq_len = *max_seq_len,
+                                    .window = config->window(),
+                                    .long_rope_from = config->long_rope_from()});
   if (!engine) return engine.error();
-  return LoadedEngine{std::move(*engine),      std::move(*config), std::move(*directory), loading.cpu_path,
-                      loading.weight_bytes, *gpu};
+  return LoadedEngine{std::move(*engine), std::move(*config),   std::move(*directory),
+                      loading.cpu_path,   loading.weight_bytes, *gpu};
 }
 
 }  // namespace dyn::native

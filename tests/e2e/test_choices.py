@@ -55,8 +55,11 @@ def test_cancelled_choices_leave_nothing(frontend_1_5, cluster):
 
 
 def test_prompt_logprobs(frontend_1_5):
-    reply = frontend_1_5.chat("smollm2", "hello", max_tokens=2, temperature=0, prompt_logprobs=2)
-    scores = reply["prompt_logprobs"]
+    reply = frontend_1_5.chat("smollm2", "hello", max_tokens=2, temperature=0, prompt_logprobs=2,
+                              nvext={"extra_fields": ["engine_data"]})
+    scores = reply["nvext"]["engine_data"]["prompt_logprobs"]
+    if lab.version_key(frontend_1_5.version) >= (1, 6):
+        assert len(reply["prompt_logprobs"]) == len(scores)
     assert len(scores) == reply["usage"]["prompt_tokens"]
     assert scores[0] is None
     for entry in scores[1:]:

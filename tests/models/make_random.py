@@ -55,6 +55,13 @@ CONFIGS = {
                     sliding_window=32),
     "phi3": dims(192, 3, 4, 2, 48, 384, architectures=["Phi3ForCausalLM"], model_type="phi3", rope_theta=1e4,
                  rope_scaling=None, sliding_window=32, embd_pdrop=0.0, resid_pdrop=0.0),
+    # Of a head of 96 three quarters are rotated: 36 pairs.
+    "phi3_longrope": dims(384, 2, 4, 2, 96, 512, architectures=["Phi3ForCausalLM"], model_type="phi3", rope_theta=1e4,
+                          embd_pdrop=0.0, resid_pdrop=0.0, sliding_window=None, partial_rotary_factor=0.75,
+                          original_max_position_embeddings=64, tie_word_embeddings=True,
+                          rope_scaling={"type": "longrope",
+                                        "short_factor": [round(1 + 0.02 * i, 4) for i in range(36)],
+                                        "long_factor": [round(1 + 0.2 * i, 4) for i in range(36)]}),
     "qwen2": dims(256, 3, 4, 2, 64, 512, architectures=["Qwen2ForCausalLM"], model_type="qwen2", rope_theta=1e6,
                   rope_scaling=None, use_sliding_window=False, sliding_window=512, max_window_layers=3,
                   tie_word_embeddings=True),

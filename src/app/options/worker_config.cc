@@ -130,6 +130,7 @@ class Builder {
     config_.free_gpu_memory_fraction = settings_.number("free-gpu-memory-fraction");
     config_.kv_cache_max_tokens = optional<uint64_t>("kv_cache_config.max_tokens");
     config_.enable_block_reuse = settings_.boolean("kv_cache_config.enable_block_reuse");
+    config_.enable_partial_reuse = settings_.boolean("kv_cache_config.enable_partial_reuse");
     config_.capacity_policy = settings_.text("scheduler_config.capacity_scheduler_policy") == "MAX_UTILIZATION"
                                   ? CapacityPolicy::kMaxUtilization
                                   : CapacityPolicy::kGuaranteedNoEvict;
@@ -157,8 +158,10 @@ class Builder {
       const bool of_native = option.name == "threads" || option.name == "cpu-path" || option.name == "weight-dtype" ||
                              option.name == "batch-invariant" || option.name == "kv-cache-bytes" ||
                              option.name == "load-format" || option.name == "device" ||
-                             option.name == "free-gpu-memory-fraction" || option.name == "kv_cache_config.max_tokens" ||
-                             option.name == "kv_cache_config.enable_block_reuse" || option.name == "max-num-tokens" ||
+                             option.name == "free-gpu-memory-fraction" ||
+                             option.name == "kv_cache_config.max_tokens" ||
+                             option.name == "kv_cache_config.enable_block_reuse" ||
+                             option.name == "kv_cache_config.enable_partial_reuse" || option.name == "max-num-tokens" ||
                              option.name == "scheduler_config.capacity_scheduler_policy";
       if (!setting.given() || !(config_.engine == EngineKind::kMock ? of_native : of_mock)) continue;
       notices_.push_back({log::Level::kInfo, as_written(option, setting) + " is without effect: the engine is the " +

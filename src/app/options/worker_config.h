@@ -62,6 +62,7 @@ struct WorkerConfig {
   double free_gpu_memory_fraction = 0.9;        // of a GPU's free memory, for the KV pool
   std::optional<uint64_t> kv_cache_max_tokens;  // a second limit beside the bytes
   bool enable_block_reuse = true;
+  bool enable_partial_reuse = true;
   CapacityPolicy capacity_policy = CapacityPolicy::kGuaranteedNoEvict;
   MockConfig mock;
 

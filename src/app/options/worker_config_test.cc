@@ -40,6 +40,7 @@ TEST(WorkerConfig, DefaultsAreThoseOfTheOriginal) {
   EXPECT_FALSE(c.max_seq_len);
   EXPECT_EQ(c.kv_block_size, 32U);
   EXPECT_TRUE(c.enable_block_reuse);
+  EXPECT_TRUE(c.enable_partial_reuse);
   EXPECT_EQ(c.engine, EngineKind::kNative);
   EXPECT_GE(c.threads, 1U);
   EXPECT_EQ(c.ns + "." + c.component + "." + c.endpoint_name, "dynamo.backend.generate");

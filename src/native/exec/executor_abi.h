@@ -76,10 +76,10 @@ struct LayerSpec {
 
 // `long_*`: for rows that take longrope's long factors; null where there are none.
 struct RopeSpec {
-  const float* frequencies;  // [head_dim / 2]
+  const float* frequencies;  // [half]
   const float* long_frequencies;
-  float factor;  // cosine and sine are multiplied with it
-  float long_factor;
+  float factor;   // cosine and sine are multiplied with it
+  uint32_t half;  // rotary dimensions / 2; what is behind them is not rotated
 };
 
 struct ModelSpec {

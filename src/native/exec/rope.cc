@@ -18,14 +18,22 @@ float scale_llama3(float frequency, const Rope& rope) {
 
 }  // namespace
 
-std::vector<float> rotary_frequencies(const Rope& rope, uint32_t head_dim) {
-  const uint32_t half = head_dim / 2;
+uint32_t rotary_dim(const Rope& rope, uint32_t head_dim) {
+  return rope.rotary_dim != 0 ? rope.rotary_dim : head_dim;
+}
+
+std::vector<float> rotary_frequencies(const Rope& rope, uint32_t head_dim, bool long_variant) {
+  const uint32_t dim = rotary_dim(rope, head_dim);
+  const uint32_t half = dim / 2;
   std::vector<float> frequencies(half);
   for (uint32_t i = 0; i < half; ++i) {
-    const float exponent = static_cast<float>(2 * i) / static_cast<float>(head_dim);
-    float frequency = 1.0F / std::pow(rope.theta, exponent);
+    const float exponent = static_cast<float>(2 * i) / static_cast<float>(dim);
+    const float stretched =
+        rope.scaling == RopeScaling::kLongRope ? (long_variant ? rope.long_factors : rope.short_factors)[i] : 1.0F;
+    float frequency = 1.0F / (stretched * std::pow(rope.theta, exponent));
     switch (rope.scaling) {
       case RopeScaling::kNone:
+      case RopeScaling::kLongRope:
         break;
       case RopeScaling::kLinear:
         frequency /= rope.factor;

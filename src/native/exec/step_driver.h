@@ -27,6 +27,7 @@ class StepDriver {
     std::vector<TokenId> prompt;
     engine::SamplingParams sampling{.temperature = 0.0F};
     int32_t logprobs = -1;
+    bool long_rope = false;
     int32_t prompt_logprobs = -1;  // -1: none; k: of each prompt token but the first, and the k best
   };
 
@@ -113,6 +114,7 @@ class StepDriver {
         free_.pop_back();
       }
       plan_.row_offsets.push_back(static_cast<uint32_t>(plan_.tokens.size()));
+      plan_.long_rope.push_back(s->options.long_rope ? 1 : 0);
       plan_.context_lens.push_back(static_cast<int32_t>(s->computed));
       plan_.pages.insert(plan_.pages.end(), s->pages.begin(), s->pages.end());
       plan_.page_offsets.push_back(static_cast<uint32_t>(plan_.pages.size()));

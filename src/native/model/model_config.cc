@@ -44,6 +44,7 @@ struct Architecture {
   std::string_view default_activation = "silu";
   bool default_tied = false;
   bool stored_fused = false;
+  bool partial_rotary = false;  // "partial_rotary_factor" is obeyed
   double default_norm_eps = 1e-6;
 };
 
@@ -61,7 +62,11 @@ constexpr std::array kArchitectures = {
                  .default_tied = true},
     Architecture{.name = "LlamaForCausalLM", .attention_bias_option = true, .mlp_bias_option = true},
     Architecture{.name = "MistralForCausalLM", .default_kv_heads = 8, .window = true, .default_window = 4096},
-    Architecture{.name = "Phi3ForCausalLM", .window = true, .stored_fused = true, .default_norm_eps = 1e-5},
+    Architecture{.name = "Phi3ForCausalLM",
+                 .window = true,
+                 .stored_fused = true,
+                 .partial_rotary = true,
+                 .default_norm_eps = 1e-5},
     Architecture{.name = "Qwen2ForCausalLM", .qkv_bias = true},
     Architecture{.name = "Qwen3ForCausalLM", .qk_norm = true, .attention_bias_option = true, .default_head_dim = 128},
     Architecture{.name = "Qwen3MoeForCausalLM",
@@ -210,9 +215,40 @@ const Architecture& architecture_of(const Members& config) {
   not_supported(fmt::format("architecture '{}' is not supported; supported: {}", name, supported_architectures()));
 }
 
+std::vector<float> parse_factors(const Members& scaling, std::string_view key, uint32_t count) {
+  std::vector<float> factors;
+  for (dom::element item : scaling.list(key, count)) {
+    double factor = 0;
+    if (item.get(factor) != simdjson::SUCCESS || !(factor > 0)) {
+      wrong(fmt::format("{}: '{}' must hold numbers above 0", scaling.where(), key));
+    }
+    factors.push_back(static_cast<float>(factor));
+  }
+  if (factors.size() != count) wrong(fmt::format("{}: '{}' must hold {} numbers", scaling.where(), key, count));
+  return factors;
+}
+
+// The lengths are in config.json itself, or since transformers 5 beside the factors.
+void parse_long_rope(const Members& config, const Members& scaling, uint32_t head_dim, Rope& rope) {
+  constexpr std::string_view kOriginal = "original_max_position_embeddings";
+  const uint32_t max_positions = config.size("max_position_embeddings", std::nullopt, kMaxPositions);
+  const Members& place = config.has(kOriginal) ? config : scaling;
+  rope.scaling = RopeScaling::kLongRope;
+  rope.original_max_positions = place.size(kOriginal, max_positions, kMaxPositions);
+  const uint32_t pairs = (rope.rotary_dim != 0 ? rope.rotary_dim : head_dim) / 2;
+  rope.short_factors = parse_factors(scaling, "short_factor", pairs);
+  rope.long_factors = parse_factors(scaling, "long_factor", pairs);
+  const double stretch = place.has(kOriginal) ? static_cast<double>(max_positions) / rope.original_max_positions
+                                              : static_cast<double>(scaling.real("factor", 1.0));
+  const double scale =
+      stretch > 1.0 ? std::sqrt(1.0 + std::log(stretch) / std::log(static_cast<double>(rope.original_max_positions)))
+                    : 1.0;
+  rope.attention_scale = scaling.real("attention_factor", scale);
+}
+
 // "rope_scaling" (type or rope_type) beside "rope_theta", or since transformers 5 all of it in "rope_parameters", for
 // each type of layer apart where there are two.
-Rope parse_rope(const Members& config, const Architecture& architecture) {
+Rope parse_rope(const Members& config, const Architecture& architecture, uint32_t head_dim) {
   Rope rope;
   auto parameters = config.object("rope_parameters");
   if (architecture.gemma && parameters && parameters->has("full_attention")) {
@@ -222,7 +258,13 @@ Rope parse_rope(const Members& config, const Architecture& architecture) {
   const Members& theta_place = parameters && parameters->has("rope_theta") ? *parameters : config;
   rope.theta = theta_place.real("rope_theta", architecture.default_theta);
   for (const Members* place : {&config, scaling ? &*scaling : &config}) {
-    if (place->real("partial_rotary_factor", 1.0) != 1.0F) {
+    const float share = place->real("partial_rotary_factor", 1.0);
+    if (share != 1.0F && architecture.partial_rotary) {
+      rope.rotary_dim = static_cast<uint32_t>(static_cast<float>(head_dim) * share);
+      if (!(share > 0 && share < 1) || rope.rotary_dim % 2 != 0 || rope.rotary_dim == 0) {
+        wrong(fmt::format("{}: 'partial_rotary_factor' {} of heads of {}", place->where(), share, head_dim));
+      }
+    } else if (share != 1.0F) {
       not_supported(fmt::format("{}: 'partial_rotary_factor' other than 1 is not supported", place->where()));
     }
   }
@@ -251,8 +293,12 @@ Rope parse_rope(const Members& config, const Architecture& architecture) {
     }
     return rope;
   }
-  not_supported(
-      fmt::format("{}: rope type '{}' is not supported; supported: default, linear, llama3", scaling->where(), *type));
+  if (*type == "longrope") {
+    parse_long_rope(config, *scaling, head_dim, rope);
+    return rope;
+  }
+  not_supported(fmt::format("{}: rope type '{}' is not supported; supported: default, linear, llama3, longrope",
+                            scaling->where(), *type));
 }
 
 // The window of an architecture that has one in every layer; 0: none.
@@ -380,7 +426,7 @@ ModelConfig parse(std::string_view config_json, std::string_view generation_conf
   out.norm_eps = config.real("rms_norm_eps", architecture.default_norm_eps);
 
   out.activation = parse_activation(config, architecture);
-  out.rope = parse_rope(config, architecture);
+  out.rope = parse_rope(config, architecture, out.head_dim);
   if (architecture.gemma) {
     parse_gemma(config, architecture, out);
   } else if (architecture.window) {

@@ -23,16 +23,20 @@
 
 namespace dyn::native {
 
-enum class RopeScaling : uint8_t { kNone, kLinear, kLlama3 };
+enum class RopeScaling : uint8_t { kNone, kLinear, kLlama3, kLongRope };
 
-// Rotary embedding over the whole head, first half paired with second half.
+// Rotary embedding of the first rotary_dim elements of a head, their first half paired with their second half.
 struct Rope {
   float theta = 10'000.0F;
   RopeScaling scaling = RopeScaling::kNone;
   float factor = 1.0F;                  // kLinear, kLlama3
   float low_freq_factor = 1.0F;         // kLlama3
   float high_freq_factor = 4.0F;        // kLlama3
-  uint32_t original_max_positions = 0;  // kLlama3
+  uint32_t original_max_positions = 0;  // kLlama3; kLongRope: longer sequences take the long factors
+  uint32_t rotary_dim = 0;              // 0: the whole head
+  float attention_scale = 1.0F;         // kLongRope: sines and cosines are multiplied with it
+  std::vector<float> short_factors;     // kLongRope: [rotary_dim / 2] waves are stretched by them
+  std::vector<float> long_factors;
 };
 
 enum class Activation : uint8_t { kSilu, kGeluTanh };
@@ -91,6 +95,10 @@ struct ModelConfig {
   }
   // How far back any layer looks, the token itself included; 0: to the start of the sequence.
   [[nodiscard]] uint32_t window() const;
+  // A longer sequence takes the long variant of its rotary angles, all of it; 0: there is none.
+  [[nodiscard]] uint32_t long_rope_from() const {
+    return rope.scaling == RopeScaling::kLongRope ? rope.original_max_positions : 0;
+  }
   // What scores of queries and keys are multiplied with.
   [[nodiscard]] float score_scale() const;
   [[nodiscard]] uint32_t q_size() const { return num_heads * head_dim; }

@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <cmath>
 #include <fstream>
 #include <nlohmann/json.hpp>
 
@@ -162,8 +163,49 @@ TEST(ModelConfig, ReadsPhi3) {
   EXPECT_EQ(config.layer(0).window, 0U);
   c["sliding_window"] = 2047;
   EXPECT_EQ(parsed(c).layer(2).window, 2047U);
-  c["rope_scaling"] = {{"type", "longrope"}, {"short_factor", {1, 1}}, {"long_factor", {2, 3}}};
-  EXPECT_THAT(refused(c).message, HasSubstr("rope type 'longrope' is not supported"));
+}
+
+TEST(ModelConfig, ReadsLongRope) {
+  json c = llama();
+  c["architectures"] = {"Phi3ForCausalLM"};
+  c["head_dim"] = 8;
+  c["max_position_embeddings"] = 4096;
+  c["original_max_position_embeddings"] = 1024;
+  c["partial_rotary_factor"] = 0.5;
+  c["rope_scaling"] = {{"type", "longrope"}, {"short_factor", {1, 1.5}}, {"long_factor", {2, 3}}};
+  ModelConfig config = parsed(c);
+  EXPECT_EQ(config.rope.scaling, RopeScaling::kLongRope);
+  EXPECT_EQ(config.rope.rotary_dim, 4U);
+  EXPECT_EQ(config.long_rope_from(), 1024U);
+  EXPECT_THAT(config.rope.short_factors, ElementsAre(1.0F, 1.5F));
+  EXPECT_THAT(config.rope.long_factors, ElementsAre(2.0F, 3.0F));
+  EXPECT_FLOAT_EQ(config.rope.attention_scale, std::sqrt(1.0F + std::log(4.0F) / std::log(1024.0F)));
+  c["rope_scaling"]["attention_factor"] = 1.25;
+  EXPECT_EQ(parsed(c).rope.attention_scale, 1.25F);
+  c["max_position_embeddings"] = 1024;
+  c["rope_scaling"].erase("attention_factor");
+  EXPECT_EQ(parsed(c).rope.attention_scale, 1.0F);
+  c["rope_scaling"]["long_factor"] = {2};
+  EXPECT_THAT(refused(c).message, HasSubstr("'long_factor' must hold 2 numbers"));
+  c["rope_scaling"]["long_factor"] = {2, 0};
+  EXPECT_THAT(refused(c).message, HasSubstr("'long_factor' must hold numbers above 0"));
+  c["partial_rotary_factor"] = 0.4;  // 3 of 8
+  EXPECT_THAT(refused(c).message, HasSubstr("'partial_rotary_factor'"));
+
+  // As transformers 5 writes it.
+  c = llama();
+  c["architectures"] = {"Phi3ForCausalLM"};
+  c["head_dim"] = 4;
+  c["max_position_embeddings"] = 4096;
+  c["rope_parameters"] = {{"rope_type", "longrope"},
+                          {"rope_theta", 5e4},
+                          {"short_factor", {1, 1}},
+                          {"long_factor", {2, 3}},
+                          {"original_max_position_embeddings", 2048}};
+  config = parsed(c);
+  EXPECT_EQ(config.rope.theta, 5e4F);
+  EXPECT_EQ(config.long_rope_from(), 2048U);
+  EXPECT_FLOAT_EQ(config.rope.attention_scale, std::sqrt(1.0F + std::log(2.0F) / std::log(2048.0F)));
 }
 
 TEST(ModelConfig, ReadsGemma3) {

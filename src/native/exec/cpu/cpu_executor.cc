@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <utility>
@@ -32,29 +33,18 @@ constexpr uint32_t kSlicesPerThread = 4;  // of a matrix product: enough to bala
 struct Activations {
   Activations(const ModelConfig& config, const ExecutorLimits& limits) : config_(config), limits_(limits) {}
 
-  Result<void> allocate() {
-    const uint64_t tokens = limits_.max_num_tokens;
-    const uint64_t batch = limits_.max_batch_size;
-    const uint64_t ropes = config_.local_rope ? 2 : 1;
-    const std::pair<float**, uint64_t> buffers[] = {
-        {&x, tokens * config_.hidden_size},
-        {&normed, tokens * config_.hidden_size},
-        {&qkv, tokens * config_.qkv_size()},
-        {&attention, tokens * config_.q_size()},
-        {&gate_up, tokens * 2 * config_.intermediate_size},
-        {&cos, ropes * tokens * config_.head_dim / 2},
-        {&sin, ropes * tokens * config_.head_dim / 2},
-        {&last, batch * config_.hidden_size},
-        {&logits, batch * config_.vocab_size},
-    };
-    auto padded = [](uint64_t floats) { return (floats + kVectorAlign - 1) / kVectorAlign * kVectorAlign; };
+  [[nodiscard]] uint64_t bytes() {
     uint64_t total = 0;
-    for (const auto& [buffer, floats] : buffers) total += padded(floats);
-    auto arena = HostArena::allocate(total * sizeof(float));
+    for (const auto& [buffer, floats] : buffers()) total += padded(floats);
+    return total * sizeof(float);
+  }
+
+  Result<void> allocate() {
+    auto arena = HostArena::allocate(bytes());
     if (!arena) return arena.error().with_context("activations");
     memory = std::move(*arena);
     auto* at = reinterpret_cast<float*>(memory.data());
-    for (const auto& [buffer, floats] : buffers) {
+    for (const auto& [buffer, floats] : buffers()) {
       *buffer = at;
       at += padded(floats);
     }
@@ -73,6 +63,25 @@ struct Activations {
   HostArena memory;
 
  private:
+  static uint64_t padded(uint64_t floats) { return (floats + kVectorAlign - 1) / kVectorAlign * kVectorAlign; }
+
+  std::array<std::pair<float**, uint64_t>, 9> buffers() {
+    const uint64_t tokens = limits_.max_num_tokens;
+    const uint64_t batch = limits_.max_batch_size;
+    const uint64_t ropes = config_.local_rope ? 2 : 1;
+    return {{
+        {&x, tokens * config_.hidden_size},
+        {&normed, tokens * config_.hidden_size},
+        {&qkv, tokens * config_.qkv_size()},
+        {&attention, tokens * config_.q_size()},
+        {&gate_up, tokens * 2 * config_.intermediate_size},
+        {&cos, ropes * tokens * config_.head_dim / 2},
+        {&sin, ropes * tokens * config_.head_dim / 2},
+        {&last, batch * config_.hidden_size},
+        {&logits, batch * config_.vocab_size},
+    }};
+  }
+
   const ModelConfig& config_;
   const ExecutorLimits& limits_;
 };
@@ -94,6 +103,7 @@ class CpuExecutor final : public Executor {
         slots_(limits.max_batch_size) {
     frequencies_.push_back(rotary_frequencies(config_.rope, config_.head_dim));
     if (config_.local_rope) frequencies_.push_back(rotary_frequencies(*config_.local_rope, config_.head_dim));
+    long_frequencies_ = rotary_frequencies(config_.rope, config_.head_dim, true);
     for (unsigned i = 0; i < pool_.size(); ++i) samplers_.emplace_back(config_.vocab_size);
     if (fast != nullptr) {
       fast_ = std::make_unique<FastLayers>(config_, weights_, limits_, *fast, kernels_, pool_);
@@ -232,7 +242,12 @@ class CpuExecutor final : public Executor {
 
   // Input rows, and the rotary angles of their positions.
   void embed(const StepPlan& plan) {
-    const uint32_t half = config_.head_dim / 2;
+    const uint32_t half = rotary_dim_ / 2;
+    long_rope_.assign(plan.num_tokens(), 0);
+    for (size_t r = 0; r < plan.long_rope.size(); ++r) {
+      std::fill(long_rope_.begin() + plan.row_offsets[r], long_rope_.begin() + plan.row_offsets[r + 1],
+                plan.long_rope[r]);
+    }
     for_tokens(static_cast<uint32_t>(plan.num_tokens()), [&](uint32_t first, uint32_t last) {
       for (size_t t = first; t < last; ++t) {
         const TokenId token =
@@ -246,10 +261,11 @@ class CpuExecutor final : public Executor {
         }
         for (size_t rope = 0; rope < frequencies_.size(); ++rope) {
           const size_t at = (rope * limits_.max_num_tokens + t) * half;
+          const float* frequencies = (long_rope_[t] != 0 ? long_frequencies_ : frequencies_[rope]).data();
           for (uint32_t i = 0; i < half; ++i) {
-            const float angle = static_cast<float>(plan.positions[t]) * frequencies_[rope][i];
-            buffers_.cos[at + i] = std::cos(angle);
-            buffers_.sin[at + i] = std::sin(angle);
+            const float angle = static_cast<float>(plan.positions[t]) * frequencies[i];
+            buffers_.cos[at + i] = std::cos(angle) * config_.rope.attention_scale;
+            buffers_.sin[at + i] = std::sin(angle) * config_.rope.attention_scale;
           }
         }
       }
@@ -292,13 +308,13 @@ class CpuExecutor final : public Executor {
   void finish_qkv(size_t t, uint32_t layer_index, const LayerWeights& layer) {
     const uint32_t dim = config_.head_dim;
     const size_t rope = config_.uses_local_rope(layer_index) ? 1 : 0;
-    const size_t angles = (rope * limits_.max_num_tokens + t) * (dim / 2);
+    const size_t angles = (rope * limits_.max_num_tokens + t) * (rotary_dim_ / 2);
     const float* cos = buffers_.cos + angles;
     const float* sin = buffers_.sin + angles;
     float* head = buffers_.qkv + t * config_.qkv_size();
     auto prepare = [&](Vector norm_weight) {
       if (norm_weight != nullptr) kernels_.rms_norm(head, norm_weight, config_.norm_eps, dim, head);
-      kernels_.rotate(head, cos, sin, dim);
+      kernels_.rotate(head, cos, sin, rotary_dim_);
     };
     for (uint32_t h = 0; h < config_.num_heads; ++h, head += dim) prepare(layer.q_norm);
     const Place place = places_[t];
@@ -414,7 +430,10 @@ class CpuExecutor final : public Executor {
   const KvLayout layout_;
   Attention attention_;
   Experts experts_;
-  std::vector<std::vector<float>> frequencies_;  // [rope][head_dim / 2], the local one second
+  const uint32_t rotary_dim_ = rotary_dim(config_.rope, config_.head_dim);
+  std::vector<std::vector<float>> frequencies_;  // [rope][rotary_dim / 2], the local one second
+  std::vector<float> long_frequencies_;
+  std::vector<uint8_t> long_rope_;  // [T]
   Activations buffers_;
   std::unique_ptr<FastLayers> fast_;
   HostArena kv_memory_;
@@ -474,6 +493,10 @@ Result<std::unique_ptr<Executor>> make_cpu_executor(ModelConfig config, Weights 
   auto executor = std::make_unique<CpuExecutor>(std::move(config), std::move(weights), limits, *kernels, fast, threads);
   if (auto done = executor->allocate(); !done) return done.error();
   return std::unique_ptr<Executor>(std::move(executor));
+}
+
+uint64_t scratch_bytes(const ModelConfig& config, const ExecutorLimits& limits) {
+  return Activations(config, limits).bytes() + Experts::bytes(config, limits.max_num_tokens);
 }
 
 std::string_view cpu_kernels_name(CpuPath path, CpuIsa isa) {

@@ -51,6 +51,9 @@ Result<std::unique_ptr<Executor>> make_cpu_executor(ModelConfig config, Weights 
 // The instruction set that a path's kernels run with here: "avx512_bf16".
 std::string_view cpu_kernels_name(CpuPath path, CpuIsa isa = CpuIsa::kBest);
 
+// What a step needs beside weights and KV pool: activations, and those of a mixture's experts. num_pages is not read.
+uint64_t scratch_bytes(const ModelConfig& config, const ExecutorLimits& limits);
+
 // Size of one page of the KV pool, all layers.
 uint64_t kv_bytes_per_page(const ModelConfig& config, uint32_t tokens_per_block, CpuPath path = CpuPath::kOracle);
 

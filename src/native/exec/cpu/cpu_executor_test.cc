@@ -426,6 +426,10 @@ TEST(CpuExecutor, KnowsItsBytes) {
   const ModelConfig config = small();
   EXPECT_EQ(kv_bytes_per_page(config, 32), 2U * 2 * 2 * 16 * 32 * 4);
   EXPECT_EQ(kv_bytes_per_page(config, 5), 2U * 2 * (16 * 16 + 5 * 16) * 4) << "keys are padded to 16 tokens";
+  // T = 2048 tokens: residual stream, norm, qkv, attention, gate and up, angles; B = 8: last rows and logits.
+  const uint64_t activations = (uint64_t{2048} * (64 + 64 + 160 + 96 + 192 + 8 + 8) + 8 * (64 + 96)) * 4;
+  EXPECT_EQ(scratch_bytes(config, limits_of(32)), activations);
+  EXPECT_EQ(scratch_bytes(small_mixture(), limits_of(32)), activations + uint64_t{2048} * (5 + 3 * (1 + 64 + 64)) * 4);
   auto executor = make(limits_of(32), 1);
   StepDriver driver(*executor);
   auto& s = driver.add({.prompt = prompt_of(40, 1)});

@@ -40,6 +40,12 @@ uint16_t* Experts::widened(unsigned worker) const {
   return reinterpret_cast<uint16_t*>(widened_ + worker * widened_floats());
 }
 
+uint64_t Experts::bytes(const ModelConfig& config, uint64_t tokens) {
+  const ExpertTraits& traits = config.experts;
+  const uint64_t row = uint64_t{1} + config.hidden_size + uint64_t{2} * traits.intermediate_size;
+  return traits.count == 0 ? 0 : tokens * (traits.count + traits.chosen * row) * sizeof(float);
+}
+
 Result<void> Experts::allocate() {
   const ExpertTraits& traits = config_.experts;
   if (traits.count == 0) return {};

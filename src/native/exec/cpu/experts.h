@@ -29,6 +29,9 @@ class Experts {
 
   Result<void> allocate();
 
+  // What allocate() takes, but for small lists.
+  static uint64_t bytes(const ModelConfig& config, uint64_t tokens);
+
   // normed, x: [tokens][hidden].
   void run(const LayerWeights& layer, const float* normed, uint32_t tokens, float* x);
 

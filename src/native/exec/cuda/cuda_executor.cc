@@ -6,6 +6,7 @@
 #include <array>
 #include <bit>
 #include <cassert>
+#include <deque>
 #include <utility>
 #include <vector>
 
@@ -141,10 +142,20 @@ class CudaExecutor final : public Executor {
   }
 
   Result<void> give_model(uint32_t max_seq_len) {
-    std::vector<std::vector<float>> frequencies{rotary_frequencies(config_.rope, config_.head_dim)};
-    if (config_.local_rope) frequencies.push_back(rotary_frequencies(*config_.local_rope, config_.head_dim));
+    std::vector<const Rope*> kinds{&config_.rope};
+    if (config_.local_rope) kinds.push_back(&*config_.local_rope);
+    std::deque<std::vector<float>> frequencies;
     std::vector<cuda::RopeSpec> ropes;
-    for (const auto& f : frequencies) ropes.push_back({.frequencies = f.data(), .factor = 1.0F, .long_factor = 1.0F});
+    for (const Rope* rope : kinds) {
+      const float* usual = frequencies.emplace_back(rotary_frequencies(*rope, config_.head_dim)).data();
+      const float* extended = rope->long_factors.empty()
+                                  ? nullptr
+                                  : frequencies.emplace_back(rotary_frequencies(*rope, config_.head_dim, true)).data();
+      ropes.push_back({.frequencies = usual,
+                       .long_frequencies = extended,
+                       .factor = rope->attention_scale,
+                       .half = rotary_dim(*rope, config_.head_dim) / 2});
+    }
     cuda::ModelSpec spec{};
     spec.struct_size = sizeof spec;
     spec.vocab_size = config_.vocab_size;

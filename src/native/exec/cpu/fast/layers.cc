@@ -4,6 +4,8 @@
 #include <cstring>
 #include <utility>
 
+#include "native/exec/rope.h"
+
 namespace dyn::native {
 namespace {
 
@@ -201,8 +203,9 @@ void FastLayers::finish_head(uint32_t index, uint32_t head, uint32_t token, floa
     const Vector norm_weight = query ? layer.q_norm : layer.k_norm;
     if (norm_weight != nullptr) kernels_.rms_norm(values, norm_weight, config_.norm_eps, dim, values);
     const size_t rope = config_.uses_local_rope(index) ? 1 : 0;
-    const size_t angles = (rope * limits_.max_num_tokens + token) * (dim / 2);
-    kernels_.rotate(values, cos_ + angles, sin_ + angles, dim);
+    const uint32_t rotated = rotary_dim(config_.rope, dim);
+    const size_t angles = (rope * limits_.max_num_tokens + token) * (rotated / 2);
+    kernels_.rotate(values, cos_ + angles, sin_ + angles, rotated);
   }
   if (query) {
     fast_.narrow(values, dim, q_ + (size_t{token} * config_.num_heads + head) * dim * fast_.activation_bytes);

@@ -31,7 +31,7 @@ class FastLayers {
 
   Result<void> allocate();
 
-  // Rotary angles: [rope][max_num_tokens][head_dim / 2], the local one second.
+  // Rotary angles: [rope][max_num_tokens][rotary_dim / 2], the local one second.
   void run(const StepPlan& plan, float* x, const float* cos, const float* sin);
 
   // logits[rows][vocab] of normed[rows][hidden].

@@ -35,16 +35,16 @@ Forward::Forward(const ModelSpec& model, const StepLimits& limits, const std::by
   const size_t tokens = limits.max_num_tokens;
   const size_t batch = limits.max_batch_size;
   const size_t hidden = model.hidden_size;
-  const uint32_t half = model.head_dim / 2;
   check(linear_.init(), "cuBLASLt");
   for (uint32_t i = 0; i < model.num_ropes; ++i) {
     const RopeSpec& from = model.ropes[i];
     Rope& rope = ropes_.emplace_back();
+    const uint32_t half = from.half;
+    rope.half = half;
     rope.frequencies = copied(from.frequencies, half, "rotary frequencies");
     if (from.long_frequencies != nullptr)
       rope.long_frequencies = copied(from.long_frequencies, half, "rotary frequencies");
     rope.factor = from.factor;
-    rope.long_factor = from.long_factor;
     rope.angles = DeviceMemory<float>::allocate(tokens * 2 * half, "rotary angles");
   }
 
@@ -163,9 +163,9 @@ void Forward::run(const StepPointers& p, const StagedStep& step, cudaStream_t st
                                 .long_tokens = has_long ? p.long_tokens : nullptr,
                                 .angles = rope.angles.data(),
                                 .num_tokens = tokens,
-                                .half = model_.head_dim / 2,
+                                .half = rope.half,
                                 .factor = rope.factor,
-                                .long_factor = rope.long_factor},
+                                .long_factor = rope.factor},
                                chain.next()),
           "rotary angles");
   }
@@ -215,7 +215,7 @@ void Forward::run(const StepPointers& p, const StagedStep& step, cudaStream_t st
 void Forward::attend(const StepPointers& p, const StagedStep& step, uint32_t index, Chain& chain) {
   const LayerSpec& layer = layers_[index];
   const Rope& rope = ropes_[layer.rope];
-  const uint32_t half = model_.head_dim / 2;
+  const uint32_t half = rope.half;
   linear({.x_f32 = x_.data(),
           .norm_weight = vector(layer.attention_norm),
           .eps = model_.norm_eps,

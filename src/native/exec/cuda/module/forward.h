@@ -88,10 +88,10 @@ class Forward {
     }
   };
   struct Rope {
+    uint32_t half = 0;
     DeviceMemory<float> frequencies;
     DeviceMemory<float> long_frequencies;
     float factor = 1.0F;
-    float long_factor = 1.0F;
     DeviceMemory<float> angles;  // [T][2][half]
   };
 
