@@ -318,9 +318,9 @@ Result<void> check_cuda_model(const ModelConfig& config, const ExecutorLimits& l
   const auto refuse = [](const char* name, uint32_t value, const char* wanted) {
     return unsupported(fmt::format("{} = {}: the CUDA executor needs {}", name, value, wanted));
   };
-  for (const uint32_t dim : {64U, 80U, 96U, 128U, 256U, 0U}) {
+  for (const uint32_t dim : {32U, 48U, 64U, 80U, 96U, 128U, 256U, 0U}) {
     if (dim == config.head_dim) break;
-    if (dim == 0) return refuse("head_dim", config.head_dim, "64, 80, 96, 128 or 256");
+    if (dim == 0) return refuse("head_dim", config.head_dim, "32, 48, 64, 80, 96, 128 or 256");
   }
   const std::pair<const char*, uint32_t> sizes[] = {{"hidden_size", config.hidden_size},
                                                     {"intermediate_size", config.intermediate_size},

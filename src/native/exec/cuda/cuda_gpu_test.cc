@@ -81,6 +81,8 @@ ModelConfig base(uint32_t heads, uint32_t kv_heads, uint32_t head_dim) {
 std::vector<Shape> shapes() {
   std::vector<Shape> all;
   all.push_back({"d64_group3", base(6, 2, 64)});
+  all.push_back({"d32", base(4, 2, 32)});
+  all.push_back({"d48", base(4, 2, 48)});
   all.push_back({"d80_group1", base(2, 2, 80)});
   all.push_back({"d96", base(4, 2, 96)});
   all.push_back({"d128_group8", base(8, 1, 128)});
@@ -317,10 +319,9 @@ TEST_P(Golden, IsAsCloseAsBfloat16Allows) {
   expect_close(run_mixed(*executor, all, 64, tolerance.margin), tolerance, name + ", mixed");
 }
 
-// Not phi3: the random model has heads of 48, which no Phi-3 has and no kernel knows; real ones have 96.
 INSTANTIATE_TEST_SUITE_P(Random, Golden,
-                         testing::Values("gemma3", "gemma3_linear", "llama3", "mistral", "qwen2", "qwen3", "qwen3_moe",
-                                         "qwen3_moe_mixed"),
+                         testing::Values("gemma3", "gemma3_linear", "llama3", "mistral", "phi3", "qwen2", "qwen3",
+                                         "qwen3_moe", "qwen3_moe_mixed"),
                          [](const auto& info) { return std::string(info.param); });
 
 ModelConfig sampling_model() {
