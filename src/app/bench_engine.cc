@@ -13,6 +13,7 @@
 #include "app/bench_arguments.h"
 #include "app/bench_engine_ceilings.h"
 #include "app/bench_engine_cost.h"
+#include "app/bench_engine_gemm.h"
 #include "app/bench_engine_loop.h"
 #include "app/bench_engine_measure.h"
 #include "app/bench_engine_report.h"
@@ -198,20 +199,45 @@ class EngineBench {
       executor_.reset();  // so that its memory is free for the buffer
     }
     std::fputs("ceilings\n", stderr);
-    auto ceilings = measure_ceilings(
-        {.threads = report_.threads, .isa = options_.isa, .seconds = std::min(options_.seconds, kCeilingSeconds)});
+    auto ceilings = measure_ceilings({.threads = report_.threads,
+                                      .isa = options_.isa,
+                                      .kernels = report_.isa,
+                                      .seconds = std::min(options_.seconds, kCeilingSeconds)});
     if (!ceilings) return ceilings.error().with_context("ceilings");
     report_.ceilings = std::move(*ceilings);
+    if (options_.parts.executor()) {
+      auto gemm = measure_products();
+      if (!gemm) return gemm.error();
+      report_.gemm = std::move(*gemm);
+    }
     return std::move(report_);
   }
 
  private:
   static constexpr double kCeilingSeconds = 1;
-  static constexpr double kCostSeconds = 0.3;  // there are many points
+  static constexpr double kProductSeconds = 0.05;  // there are many
+  static constexpr double kCostSeconds = 0.3;      // there are many points
   static constexpr uint64_t kMostCostBytes = uint64_t{4} << 30;
   // As the engine that serves has them.
   static constexpr uint32_t kTokensPerStep = 512;
   static constexpr uint32_t kTokensPerBlock = 32;
+
+  // Peaks for the numbers of rows that the runs had.
+  Result<std::vector<GemmPeak>> measure_products() {
+    std::vector<uint32_t> rows;
+    for (const auto* runs : {&report_.prompts, &report_.decodes}) {
+      for (const EngineRun& run : *runs) rows.push_back(run.step_tokens);
+    }
+    for (const CostPoint& point : report_.cost) rows.push_back(point.run.step_tokens);
+    std::ranges::sort(rows);
+    rows.erase(std::unique(rows.begin(), rows.end()), rows.end());
+    return measure_gemm({.threads = report_.threads,
+                         .path = native::path_of(layout_),
+                         .layout = layout_,
+                         .cols = config_.hidden_size,
+                         .rows = std::move(rows),
+                         .seconds = std::min(options_.seconds, kProductSeconds)});
+  }
 
   Result<void> load() {
     if (native::kernels_for(options_.isa) == nullptr) {
@@ -236,7 +262,8 @@ class EngineBench {
     if (!weights) return weights.error();
     if (auto done = native::check_loaded(options_.path, options_.weight_dtype, *weights); !done) return done.error();
     report_.start.weights_s = seconds_since(start);
-    const native::CpuPath path = native::path_of(weights->layout);
+    layout_ = weights->layout;
+    const native::CpuPath path = native::path_of(layout_);
     report_.isa = native::cpu_kernels_name(path, options_.isa);
     report_.path = fmt::format("{} path, {} weights", to_string(path), to_string(weights->layout));
     report_.weight_bytes = weights->bytes();
@@ -326,6 +353,7 @@ class EngineBench {
 
   const Options& options_;
   native::ModelConfig config_;
+  native::MatrixLayout layout_ = native::MatrixLayout::kRowMajor;  // of the weights that were loaded
   std::vector<unsigned> prompts_;
   std::vector<DecodeShape> decodes_;
   CostShapes cost_;
