@@ -17,8 +17,8 @@
 #include "app/bench_engine_loop.h"
 #include "app/bench_engine_measure.h"
 #include "app/bench_engine_report.h"
-#include "base/threads.h"
 #include "native/exec/cpu/cpu_executor.h"
+#include "native/exec/cpu/cpu_topology.h"
 #include "native/exec/cpu/host_memory.h"
 #include "native/exec/cpu/kernels.h"
 #include "native/load_engine.h"
@@ -38,8 +38,8 @@ its executor alone: time to first token by prompt length, decoding by batch size
 beside the read bandwidth and the multiply-add rate of this machine, measured in the same run.
 
   --model DIR|NAME         model directory, or a model in the Hugging Face cache
-  --load-format auto|dummy the model's files, or random weights (config.json is all that is needed)  [auto]
-  --threads N              compute threads                            [all usable CPUs]
+  --load-format auto|safetensors|dummy   the model's files, or random weights (config.json is all they need)  [auto]
+  --threads N              compute threads                            [one a core]
   --isa best|portable|avx2|avx512|avx512_bf16    instruction set of the kernels  [best]
   --cpu-path auto|oracle|fast  path of the executor: fast for BF16 checkpoints  [auto]
   --weight-dtype auto|int8 as stored, or INT8 with a scale a row      [auto]
@@ -70,7 +70,7 @@ enum class Form : uint8_t { kTable, kJson, kMarkdown };
 struct Options {
   std::string model;
   native::LoadFormat load_format = native::LoadFormat::kSafetensors;
-  unsigned threads = 0;  // 0: usable_cpus()
+  unsigned threads = 0;  // 0: one a core
   CpuIsa isa = CpuIsa::kBest;
   native::CpuPathChoice path = native::CpuPathChoice::kAuto;
   native::WeightDtype weight_dtype = native::WeightDtype::kAuto;
@@ -123,8 +123,9 @@ Result<Options> parse(std::span<const std::string_view> args) {
     if (name == "--model")
       done = reader.take(options.model);
     else if (name == "--load-format")
-      done = reader.take_choice(options.load_format,
-                                {{"auto", native::LoadFormat::kSafetensors}, {"dummy", native::LoadFormat::kDummy}});
+      done = reader.take_choice(options.load_format, {{"auto", native::LoadFormat::kSafetensors},
+                                                      {"safetensors", native::LoadFormat::kSafetensors},
+                                                      {"dummy", native::LoadFormat::kDummy}});
     else if (name == "--threads")
       done = reader.take(options.threads, 1U, 1024U);
     else if (name == "--isa")
@@ -180,7 +181,7 @@ class EngineBench {
   Result<EngineReport> run() {
     report_.model = options_.model;
     report_.dummy_weights = options_.load_format == native::LoadFormat::kDummy;
-    report_.threads = options_.threads > 0 ? options_.threads : usable_cpus();
+    report_.threads = options_.threads > 0 ? options_.threads : native::default_threads();
     // First, so that start-up and memory are those of a process that serves.
     if (options_.parts.load) {
       auto level = measure_engine({.model = options_.model,
@@ -258,7 +259,8 @@ class EngineBench {
     start = Clock::now();
     const auto layout = native::layout_for(options_.path, options_.weight_dtype);
     if (!layout) return layout.error();
-    auto weights = native::load_weights(config_, *directory, options_.load_format, {}, *layout);
+    auto weights = native::load_weights(
+        config_, *directory, {.format = options_.load_format, .layout = *layout, .threads = report_.threads});
     if (!weights) return weights.error();
     if (auto done = native::check_loaded(options_.path, options_.weight_dtype, *weights); !done) return done.error();
     report_.start.weights_s = seconds_since(start);
