@@ -13,11 +13,12 @@
 #include "app/bench_arguments.h"
 #include "app/bench_engine_ceilings.h"
 #include "app/bench_engine_cost.h"
+#include "app/bench_engine_gemm.h"
 #include "app/bench_engine_loop.h"
 #include "app/bench_engine_measure.h"
 #include "app/bench_engine_report.h"
-#include "base/threads.h"
 #include "native/exec/cpu/cpu_executor.h"
+#include "native/exec/cpu/cpu_topology.h"
 #include "native/exec/cpu/host_memory.h"
 #include "native/exec/cpu/kernels.h"
 #include "native/exec/cuda/cuda_executor.h"
@@ -39,9 +40,9 @@ its executor alone: time to first token by prompt length, decoding by batch size
 beside the read bandwidth and the multiply-add rate of this machine, measured in the same run.
 
   --model DIR|NAME         model directory, or a model in the Hugging Face cache
-  --load-format auto|dummy the model's files, or random weights (config.json is all that is needed)  [auto]
+  --load-format auto|safetensors|dummy   the model's files, or random weights (config.json is all they need)  [auto]
   --device auto|cpu|cuda   where it computes                          [auto: on a GPU where one can be used]
-  --threads N              compute threads                            [all usable CPUs]
+  --threads N              compute threads                            [one a core]
   --isa best|portable|avx2|avx512|avx512_bf16    instruction set of the kernels  [best]
   --cpu-path auto|oracle|fast  path of the executor: fast for BF16 checkpoints  [auto]
   --weight-dtype auto|int8 as stored, or INT8 with a scale a row      [auto]
@@ -73,7 +74,7 @@ struct Options {
   std::string model;
   native::LoadFormat load_format = native::LoadFormat::kSafetensors;
   native::DeviceChoice device = native::DeviceChoice::kAuto;
-  unsigned threads = 0;  // 0: usable_cpus()
+  unsigned threads = 0;  // 0: one a core
   CpuIsa isa = CpuIsa::kBest;
   native::CpuPathChoice path = native::CpuPathChoice::kAuto;
   native::WeightDtype weight_dtype = native::WeightDtype::kAuto;
@@ -126,8 +127,9 @@ Result<Options> parse(std::span<const std::string_view> args) {
     if (name == "--model")
       done = reader.take(options.model);
     else if (name == "--load-format")
-      done = reader.take_choice(options.load_format,
-                                {{"auto", native::LoadFormat::kSafetensors}, {"dummy", native::LoadFormat::kDummy}});
+      done = reader.take_choice(options.load_format, {{"auto", native::LoadFormat::kSafetensors},
+                                                      {"safetensors", native::LoadFormat::kSafetensors},
+                                                      {"dummy", native::LoadFormat::kDummy}});
     else if (name == "--device")
       done = reader.take_choice(options.device, {{"auto", native::DeviceChoice::kAuto},
                                                  {"cpu", native::DeviceChoice::kCpu},
@@ -187,7 +189,7 @@ class EngineBench {
   Result<EngineReport> run() {
     report_.model = options_.model;
     report_.dummy_weights = options_.load_format == native::LoadFormat::kDummy;
-    report_.threads = options_.threads > 0 ? options_.threads : usable_cpus();
+    report_.threads = options_.threads > 0 ? options_.threads : native::default_threads();
     const bool any_path =
         options_.path == native::CpuPathChoice::kAuto && options_.weight_dtype == native::WeightDtype::kAuto;
     on_gpu_ = options_.device == native::DeviceChoice::kCuda ||
@@ -197,8 +199,8 @@ class EngineBench {
     // First, so that start-up and memory are those of a process that serves.
     if (options_.parts.load) {
       auto level = measure_engine({.model = options_.model,
-                                   .device = on_gpu_ ? native::DeviceChoice::kCuda : native::DeviceChoice::kCpu,
                                    .load_format = options_.load_format,
+                                   .device = on_gpu_ ? native::DeviceChoice::kCuda : native::DeviceChoice::kCpu,
                                    .cpu_path = options_.path,
                                    .weight_dtype = options_.weight_dtype,
                                    .threads = report_.threads},
@@ -216,15 +218,22 @@ class EngineBench {
     auto ceilings = on_gpu_ ? measure_gpu_ceilings()
                             : measure_ceilings({.threads = report_.threads,
                                                 .isa = options_.isa,
+                                                .kernels = report_.isa,
                                                 .seconds = std::min(options_.seconds, kCeilingSeconds)});
     if (!ceilings) return ceilings.error().with_context("ceilings");
     report_.ceilings = std::move(*ceilings);
+    if (options_.parts.executor() && !on_gpu_) {
+      auto gemm = measure_products();
+      if (!gemm) return gemm.error();
+      report_.gemm = std::move(*gemm);
+    }
     return std::move(report_);
   }
 
  private:
   static constexpr double kCeilingSeconds = 1;
-  static constexpr double kCostSeconds = 0.3;  // there are many points
+  static constexpr double kProductSeconds = 0.05;  // there are many
+  static constexpr double kCostSeconds = 0.3;      // there are many points
   static constexpr uint64_t kMostCostBytes = uint64_t{4} << 30;
   // As the engine that serves has them.
   static constexpr uint32_t kTokensPerStep = 512;
@@ -232,6 +241,23 @@ class EngineBench {
   static constexpr uint64_t kGpuReadBytes = uint64_t{4} << 30;
   static constexpr double kBf16FlopsOfMultiprocessor = 7.5e12;  // H100 and H200 SXM: 989 TFLOP/s of 132
   static constexpr uint32_t kTokensPerBlock = 32;
+
+  // Peaks for the numbers of rows that the runs had.
+  Result<std::vector<GemmPeak>> measure_products() {
+    std::vector<uint32_t> rows;
+    for (const auto* runs : {&report_.prompts, &report_.decodes}) {
+      for (const EngineRun& run : *runs) rows.push_back(run.step_tokens);
+    }
+    for (const CostPoint& point : report_.cost) rows.push_back(point.run.step_tokens);
+    std::ranges::sort(rows);
+    rows.erase(std::unique(rows.begin(), rows.end()), rows.end());
+    return measure_gemm({.threads = report_.threads,
+                         .path = native::path_of(layout_),
+                         .layout = layout_,
+                         .cols = config_.hidden_size,
+                         .rows = std::move(rows),
+                         .seconds = std::min(options_.seconds, kProductSeconds)});
+  }
 
   Result<void> load() {
     if (native::kernels_for(options_.isa) == nullptr) {
@@ -253,11 +279,13 @@ class EngineBench {
     start = Clock::now();
     const auto layout = native::layout_for(options_.path, options_.weight_dtype);
     if (!layout) return layout.error();
-    auto weights = native::load_weights(config_, *directory, options_.load_format, {}, *layout);
+    auto weights = native::load_weights(
+        config_, *directory, {.format = options_.load_format, .layout = *layout, .threads = report_.threads});
     if (!weights) return weights.error();
     if (auto done = native::check_loaded(options_.path, options_.weight_dtype, *weights); !done) return done.error();
     report_.start.weights_s = seconds_since(start);
-    const native::CpuPath path = native::path_of(weights->layout);
+    layout_ = weights->layout;
+    const native::CpuPath path = native::path_of(layout_);
     report_.isa = native::cpu_kernels_name(path, options_.isa);
     report_.path = fmt::format("{} path, {} weights", to_string(path), to_string(weights->layout));
     report_.weight_bytes = weights->bytes();
@@ -387,6 +415,7 @@ class EngineBench {
 
   const Options& options_;
   native::ModelConfig config_;
+  native::MatrixLayout layout_ = native::MatrixLayout::kRowMajor;  // of the weights that were loaded
   std::vector<unsigned> prompts_;
   std::vector<DecodeShape> decodes_;
   CostShapes cost_;

@@ -1,5 +1,6 @@
 #include "app/bench_engine_ceilings.h"
 
+#include <immintrin.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -8,6 +9,7 @@
 #include <chrono>
 #include <cstring>
 
+#include "native/exec/cpu/fast/kernels.h"
 #include "native/exec/cpu/host_memory.h"
 #include "native/exec/cpu/kernels.h"
 #include "native/exec/cpu/thread_pool.h"
@@ -150,6 +152,23 @@ float chains_portable(float a, float b) {
   return run_chains<16, 24, true>(a, b);
 }
 
+// vdpbf16ps: each lane adds two products.
+[[gnu::target("avx512f,avx512bf16,avx2,fma")]] float chains_avx512_bf16(float a, float) {
+  constexpr int kChains = 24;
+  const __m512bh factor = reinterpret_cast<__m512bh>(_mm512_set1_epi32(a > 0 ? 0x3C003C00 : 0));
+  __m512 chains[kChains];
+#pragma clang loop unroll(full)
+  for (int i = 0; i < kChains; ++i) chains[i] = _mm512_set1_ps(static_cast<float>(i));
+  for (uint64_t round = 0; round < kRoundsPerItem; ++round) {
+#pragma clang loop unroll(full)
+    for (int i = 0; i < kChains; ++i) chains[i] = _mm512_dpbf16_ps(chains[i], factor, factor);
+  }
+  __m512 sum = _mm512_setzero_ps();
+#pragma clang loop unroll(full)
+  for (int i = 0; i < kChains; ++i) sum = sum + chains[i];
+  return sum[0] + sum[15];
+}
+
 struct Chains {
   native::CpuIsa isa;
   float (*run)(float, float);
@@ -190,14 +209,15 @@ Result<Ceilings> measure_ceilings(const CeilingOptions& options) {
   result.cpus = read->cpus;
   const native::Kernels* used = native::kernels_for(options.isa);
   if (used == nullptr) return unsupported("this machine lacks the instruction set");
-  for (const Chains& chains : {chains_of(native::CpuIsa::kPortable, chains_portable, 4, 12),
-                               chains_of(native::CpuIsa::kAvx2, chains_avx2, 8, 12),
-                               chains_of(native::CpuIsa::kAvx512, chains_avx512, 16, 24)}) {
-    const native::Kernels* kernels = native::kernels_for(chains.isa);
+  for (const Chains& chains :
+       {chains_of(native::CpuIsa::kPortable, chains_portable, 4, 12),
+        chains_of(native::CpuIsa::kAvx2, chains_avx2, 8, 12), chains_of(native::CpuIsa::kAvx512, chains_avx512, 16, 24),
+        chains_of(native::CpuIsa::kAvx512Bf16, chains_avx512_bf16, 32, 24)}) {
+    const native::FastKernels* kernels = native::fast_kernels_for(chains.isa);
     if (kernels == nullptr) continue;
     const Rate rate = flop_rate(pool, chains, options.seconds);
     result.all.emplace_back(kernels->name, rate.per_s);
-    if (kernels->isa != used->isa) continue;
+    if (kernels->name != (options.kernels.empty() ? used->name : options.kernels)) continue;
     result.flops_per_s = rate.per_s;
     result.cpus = std::min(result.cpus, rate.cpus);
   }

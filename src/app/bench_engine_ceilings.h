@@ -8,8 +8,8 @@
 // goes round a buffer several times as large as the last cache, in huge pages where the kernel gives them, as weights
 // are. Multiply-adds
 // run in registers alone, once for each instruction set this machine has; the portable one multiplies and adds apart,
-// as the portable kernels do. A multiply-add counts as two operations. Thread rules: any one thread; the threads it
-// starts have ended when it returns.
+// as the portable kernels do; avx512_bf16 multiplies BF16, two products an addition. A multiply-add counts as two
+// operations. Thread rules: any one thread; the threads it starts have ended when it returns.
 #pragma once
 
 #include <cstdint>
@@ -25,6 +25,7 @@ namespace dyn::app::bench {
 struct CeilingOptions {
   unsigned threads = 1;
   native::CpuIsa isa = native::CpuIsa::kBest;  // of the executor; this machine must have it
+  std::string kernels;                         // whose rate is flops_per_s: "avx512_bf16"; empty: those of `isa`
   double seconds = 0.5;                        // for reading, and for each instruction set
 };
 
@@ -33,7 +34,7 @@ struct Ceilings {
   double cpus = 0;  // this process had in the best passes: of reading and the executor's instruction set, the lower
   uint64_t buffer_bytes = 0;
   double read_bytes_per_s = 0;
-  double flops_per_s = 0;                           // with the executor's instruction set
+  double flops_per_s = 0;                           // with the executor's kernels
   std::vector<std::pair<std::string, double>> all;  // of every instruction set here, by name
 };
 

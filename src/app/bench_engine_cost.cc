@@ -60,7 +60,7 @@ class CostBench {
     if (auto done = step(); !done) return done.error();  // brings weights and pages to where later steps find them
     plan_.slot_starts.clear();
 
-    CostPoint point{.context = context, .run = {.batch = batch, .prompt = context}};
+    CostPoint point{.context = context, .run = {.batch = batch, .prompt = context, .step_tokens = batch}};
     EngineRun& run = point.run;
     const CpuShares cpus;
     while (run.samples_us.size() < kLeastCostSteps || run.seconds < seconds) {

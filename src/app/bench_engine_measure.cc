@@ -104,7 +104,8 @@ uint64_t step_flops(const native::ModelConfig& config, const native::StepPlan& p
 
 Result<EngineRun> measure_prompt(native::Executor& executor, const native::ModelConfig& config, uint32_t tokens,
                                  double seconds) {
-  return measured({.prompt = tokens}, [&](EngineRun& run) {
+  const uint32_t step_tokens = std::min(tokens, executor.limits().max_num_tokens);
+  return measured({.prompt = tokens, .step_tokens = step_tokens}, [&](EngineRun& run) {
     Meter meter(executor, config, run);
     uint32_t runs = 0;
     do {
@@ -143,7 +144,7 @@ Result<EngineRun> measure_decode(native::Executor& executor, const native::Model
   } catch (const std::exception& e) {
     return internal_error(e.what()).with_context("prompts");
   }
-  return measured({.batch = shape.batch, .prompt = shape.prompt}, [&](EngineRun& run) {
+  return measured({.batch = shape.batch, .prompt = shape.prompt, .step_tokens = shape.batch}, [&](EngineRun& run) {
     Meter meter(executor, config, run);
     for (uint32_t step = 0; step == 0 || (step < shape.steps && run.seconds < seconds); ++step) {
       meter.sample(meter.step(driver, rows));

@@ -27,6 +27,7 @@ struct StepWork {
 struct EngineRun {
   uint32_t batch = 1;
   uint32_t prompt = 0;               // tokens of each sequence's prompt
+  uint32_t step_tokens = 0;          // of a step, the largest
   uint64_t tokens = 0;               // computed: of prompts, or generated
   double seconds = 0;                // all steps together
   std::vector<uint32_t> samples_us;  // ascending: of each prompt until its first token, or of each decode step

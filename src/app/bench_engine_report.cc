@@ -25,17 +25,28 @@ double ms(const EngineRun& run, double q) {
   return percentile(run.samples_us, q) / 1e3;
 }
 
-constexpr const char* kWorkHead = " {:>9} {:>7} {:>6} {:>8} {:>6} {:>5} {:>6}\n";
+constexpr const char* kWorkHead = " {:>9} {:>7} {:>6} {:>8} {:>6} {:>6} {:>5} {:>6}\n";
 
-std::string work_columns(const EngineRun& run, const Ceilings& ceilings) {
-  const double read = run.per_second(run.work.bytes);
-  const double flops = run.per_second(run.work.flops);
-  return fmt::format(" {:>9.2f} {:>7.2f} {:>6.1f} {:>8.2f} {:>6.1f} {:>5.2f} {:>6.2f}\n",
-                     run.per_sample(run.work.bytes) / 1e6, giga(read), 100 * share(read, ceilings.read_bytes_per_s),
-                     giga(flops), 100 * share(flops, ceilings.flops_per_s), run.own_cpus, run.others_cpus);
+// What the executor's products reach with as many rows as the steps of `run` have; 0: not measured.
+double gemm_peak(const EngineRun& run, const EngineReport& report) {
+  for (const GemmPeak& peak : report.gemm) {
+    if (peak.kernels == report.isa && peak.rows == run.step_tokens) return peak.flops_per_s;
+  }
+  return 0;
 }
 
-void add_work(Json& object, const EngineRun& run, const Ceilings& ceilings) {
+std::string work_columns(const EngineRun& run, const EngineReport& report) {
+  const Ceilings& ceilings = report.ceilings;
+  const double read = run.per_second(run.work.bytes);
+  const double flops = run.per_second(run.work.flops);
+  return fmt::format(" {:>9.2f} {:>7.2f} {:>6.1f} {:>8.2f} {:>6.1f} {:>6.1f} {:>5.2f} {:>6.2f}\n",
+                     run.per_sample(run.work.bytes) / 1e6, giga(read), 100 * share(read, ceilings.read_bytes_per_s),
+                     giga(flops), 100 * share(flops, ceilings.flops_per_s), 100 * share(flops, gemm_peak(run, report)),
+                     run.own_cpus, run.others_cpus);
+}
+
+void add_work(Json& object, const EngineRun& run, const EngineReport& report) {
+  const Ceilings& ceilings = report.ceilings;
   const double read = run.per_second(run.work.bytes);
   const double flops = run.per_second(run.work.flops);
   object["bytes_per_sample"] = run.per_sample(run.work.bytes);
@@ -44,6 +55,8 @@ void add_work(Json& object, const EngineRun& run, const Ceilings& ceilings) {
   object["share_of_read_bandwidth"] = share(read, ceilings.read_bytes_per_s);
   object["flops_per_s"] = flops;
   object["share_of_fma_peak"] = share(flops, ceilings.flops_per_s);
+  object["gemm_peak_flops_per_s"] = gemm_peak(run, report);
+  object["share_of_gemm_peak"] = share(flops, gemm_peak(run, report));
   object["seconds"] = run.seconds;
   object["own_cpus"] = run.own_cpus;
   object["others_cpus"] = run.others_cpus;
@@ -70,13 +83,14 @@ std::string engine_table(const EngineLevelReport& engine) {
 std::string cost_table(const EngineReport& report) {
   std::string out = fmt::format("\ncost of a decode step\n{:>7} {:>6} {:>6} {:>9} {:>9} {:>9} {:>6}", "context",
                                 "batch", "steps", "p50 ms", "best ms", "floor ms", "ratio");
-  out += fmt::format(fmt::runtime(kWorkHead), "MB/step", "GB/s", "% read", "GFLOP/s", "% fma", "cpus", "others");
+  out +=
+      fmt::format(fmt::runtime(kWorkHead), "MB/step", "GB/s", "% read", "GFLOP/s", "% fma", "% gemm", "cpus", "others");
   for (const CostPoint& point : report.cost) {
     const double floor = floor_s(point, report.ceilings);
     out += fmt::format("{:>7} {:>6} {:>6} {:>9.2f} {:>9.2f} {:>9.2f} {:>6.2f}", point.context, point.run.batch,
                        point.run.samples_us.size(), 1e3 * point.step_s(), ms(point.run, 0), 1e3 * floor,
                        share(point.step_s(), floor));
-    out += work_columns(point.run, report.ceilings);
+    out += work_columns(point.run, report);
   }
   return out;
 }
@@ -127,6 +141,14 @@ std::string to_table(const EngineReport& report) {
           ? ""
           : fmt::format("           too low, and shares of them too high: the best passes had {:.1f} of {} CPUs\n",
                         ceilings.cpus, ceilings.threads));
+  for (const GemmPeak& peak : report.gemm) {
+    if (&peak == &report.gemm.front() || (&peak)[-1].kernels != peak.kernels) {
+      out +=
+          fmt::format("{}products   {:<12} GFLOP/s by rows", &peak == &report.gemm.front() ? "" : "\n", peak.kernels);
+    }
+    out += fmt::format("  {}: {:.1f}", peak.rows, giga(peak.flops_per_s));
+  }
+  if (!report.gemm.empty()) out += "\n";
   if (report.engine) out += engine_table(*report.engine);
   if (report.weight_bytes > 0) {
     out += fmt::format(
@@ -143,7 +165,8 @@ std::string to_table(const EngineReport& report) {
   }
 
   const auto work_head = [&](const char* bytes) {
-    out += fmt::format(fmt::runtime(kWorkHead), bytes, "GB/s", "% read", "GFLOP/s", "% fma", "cpus", "others");
+    out +=
+        fmt::format(fmt::runtime(kWorkHead), bytes, "GB/s", "% read", "GFLOP/s", "% fma", "% gemm", "cpus", "others");
   };
   if (!report.prompts.empty()) {
     out += fmt::format("\ntime to first token\n{:>7} {:>6} {:>10} {:>10} {:>10}", "prompt", "runs", "tokens/s",
@@ -153,7 +176,7 @@ std::string to_table(const EngineReport& report) {
   for (const EngineRun& run : report.prompts) {
     out += fmt::format("{:>7} {:>6} {:>10.1f} {:>10.2f} {:>10.2f}", run.prompt, run.samples_us.size(),
                        run.tokens_per_s(), ms(run, 0.5), ms(run, 0.99));
-    out += work_columns(run, ceilings);
+    out += work_columns(run, report);
   }
   if (!report.decodes.empty()) {
     out += fmt::format("\ndecode\n{:>7} {:>6} {:>10} {:>10} {:>10}", "batch", "steps", "tokens/s", "ITL p50 ms",
@@ -163,13 +186,15 @@ std::string to_table(const EngineReport& report) {
   for (const EngineRun& run : report.decodes) {
     out += fmt::format("{:>7} {:>6} {:>10.1f} {:>10.2f} {:>10.2f}", run.batch, run.samples_us.size(),
                        run.tokens_per_s(), ms(run, 0.5), ms(run, 0.99));
-    out += work_columns(run, ceilings);
+    out += work_columns(run, report);
   }
   if (!report.cost.empty()) out += cost_table(report);
   out +=
       "\nMB, GB/s: what a step must move at least (weights once, KV read and written), and that in the time taken.\n"
-      "% read, % fma: of the ceilings. cpus: CPUs this process had, others: CPUs that other processes kept busy\n"
-      "meanwhile; figures of a busy machine do not stand.\n";
+      "% read, % fma: of the ceilings; % gemm: of what products of as many rows reach with weights in the caches. "
+      "cpus:\n"
+      "CPUs this process had, others: CPUs that other processes kept busy meanwhile; figures of a busy machine do not\n"
+      "stand.\n";
   return out;
 }
 
@@ -177,6 +202,10 @@ std::string to_json(const EngineReport& report) {
   const EngineStart& start = report.start;
   Json peaks = Json::object();
   for (const auto& [name, rate] : report.ceilings.all) peaks[name] = rate;
+  Json gemm = Json::array();
+  for (const GemmPeak& peak : report.gemm) {
+    gemm.push_back({{"kernels", peak.kernels}, {"rows", peak.rows}, {"flops_per_s", peak.flops_per_s}});
+  }
   Json root{{"machine", machine()},
             {"model", report.model},
             {"architecture", report.architecture},
@@ -189,7 +218,8 @@ std::string to_json(const EngineReport& report) {
               {"read_buffer_bytes", report.ceilings.buffer_bytes},
               {"cpus", report.ceilings.cpus},
               {"flops_per_s", report.ceilings.flops_per_s},
-              {"flops_per_s_by_isa", std::move(peaks)}}},
+              {"flops_per_s_by_isa", std::move(peaks)},
+              {"gemm", std::move(gemm)}}},
             {"start",
              {{"config_s", start.config_s},
               {"weights_s", start.weights_s},
@@ -211,7 +241,7 @@ std::string to_json(const EngineReport& report) {
                 {"runs", run.samples_us.size()},
                 {"tokens_per_s", run.tokens_per_s()},
                 {"ttft_ms", {{"p50", ms(run, 0.5)}, {"p99", ms(run, 0.99)}}}};
-    add_work(object, run, report.ceilings);
+    add_work(object, run, report);
     root["time_to_first_token"].push_back(std::move(object));
   }
   for (const EngineRun& run : report.decodes) {
@@ -219,7 +249,7 @@ std::string to_json(const EngineReport& report) {
                 {"steps", run.samples_us.size()},
                 {"tokens_per_s", run.tokens_per_s()},
                 {"itl_ms", {{"p50", ms(run, 0.5)}, {"p99", ms(run, 0.99)}}}};
-    add_work(object, run, report.ceilings);
+    add_work(object, run, report);
     root["decode"].push_back(std::move(object));
   }
   root["cost"] = Json::array();
@@ -231,7 +261,7 @@ std::string to_json(const EngineReport& report) {
                 {"step_ms", {{"p50", ms(point.run, 0.5)}, {"best", ms(point.run, 0)}}},
                 {"floor_ms", 1e3 * floor},
                 {"ratio_to_floor", share(point.step_s(), floor)}};
-    add_work(object, point.run, report.ceilings);
+    add_work(object, point.run, report);
     root["cost"].push_back(std::move(object));
   }
   root["engine"] = report.engine ? engine_json(*report.engine) : Json();

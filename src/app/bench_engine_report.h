@@ -14,6 +14,7 @@
 
 #include "app/bench_engine_ceilings.h"
 #include "app/bench_engine_cost.h"
+#include "app/bench_engine_gemm.h"
 #include "app/bench_engine_loop.h"
 #include "app/bench_engine_measure.h"
 
@@ -42,6 +43,7 @@ struct EngineReport {
   uint64_t loaded_resident_bytes = 0;  // after the weights were loaded
   ResidentMemory resident;             // after all runs
   Ceilings ceilings;
+  std::vector<GemmPeak> gemm;  // of the executor's path; empty when it was not measured
   std::vector<EngineRun> prompts;
   std::vector<EngineRun> decodes;
   std::vector<CostPoint> cost;

@@ -50,9 +50,12 @@ Result<ParsedCommand> parse_command_line(std::span<const std::string_view> argum
   const std::string_view word = arguments[0];
   const auto rest = arguments.subspan(1);
   if (word == "serve") return parse_serve(rest, environment);
-  if (word == "bench") {
+  for (const auto& [name, kind] :
+       {std::pair{"bench", ParsedCommand::Kind::kBench}, std::pair{"build", ParsedCommand::Kind::kBuild},
+        std::pair{"engine-info", ParsedCommand::Kind::kEngineInfo}}) {
+    if (word != name) continue;
     ParsedCommand command;
-    command.kind = ParsedCommand::Kind::kBench;
+    command.kind = kind;
     command.arguments.assign(rest.begin(), rest.end());
     return command;
   }
@@ -62,9 +65,10 @@ Result<ParsedCommand> parse_command_line(std::span<const std::string_view> argum
   if (word == "help") return print(rest.empty() ? Result<std::string>(help_text()) : help_group_text(rest[0]));
   if (word == "print-options-markdown") return print(reference_page());  // for docs/reference/options.md
 
-  const std::vector<std::string> words = {"serve", "bench", "completion", "help"};
+  const std::vector<std::string> words = {"serve", "bench", "build", "engine-info", "completion", "help"};
   const auto near = closest(word, words);
-  return to_error({{"unknown command '" + std::string(word) + "'", "the commands are serve, bench, completion and help",
+  return to_error({{"unknown command '" + std::string(word) + "'",
+                    "the commands are serve, bench, build, engine-info, completion and help",
                     near ? "did you mean " + *near + "?" : "write dynamo-trtllm --model MODEL to serve"}});
 }
 

@@ -8,8 +8,8 @@
 //     case ParsedCommand::Kind::kServe: log::init(command->config.log); log_notices(*command); return serve(...);
 //   }
 //
-// Sub-commands: serve (also without the word), bench, completion. Nothing is opened for writing, registered or logged
-// here. Views in `arguments` point into the caller's. Plain values; no thread rules.
+// Sub-commands: serve (also without the word), bench, build, engine-info, completion. Nothing is opened for writing,
+// registered or logged here. Views in `arguments` point into the caller's. Plain values; no thread rules.
 #pragma once
 
 #include <span>
@@ -26,13 +26,13 @@ namespace dyn::app {
 inline constexpr int kExitConfiguration = 2;
 
 struct ParsedCommand {
-  enum class Kind : uint8_t { kServe, kBench, kPrint };
+  enum class Kind : uint8_t { kServe, kBench, kBuild, kEngineInfo, kPrint };
 
   Kind kind = Kind::kServe;
   WorkerConfig config;                      // kServe
   std::vector<Notice> notices;              // kServe: to be logged once logging is up
   std::string config_dump;                  // kServe: JSON for config.dump_config_to
-  std::vector<std::string_view> arguments;  // kBench: what stands behind the word
+  std::vector<std::string_view> arguments;  // kBench, kBuild, kEngineInfo: what stands behind the word
   std::string text;                         // kPrint: for standard output
 };
 

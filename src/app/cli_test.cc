@@ -30,6 +30,8 @@ TEST(Cli, BenchGetsItsOwnArguments) {
   ASSERT_TRUE(command);
   EXPECT_EQ(command->kind, Kind::kBench);
   EXPECT_THAT(command->arguments, ElementsAre("stream", "--anything"));
+  EXPECT_EQ(parse({"build", "--model", "m"})->kind, Kind::kBuild);
+  EXPECT_EQ(parse({"engine-info", "d", "--json"})->kind, Kind::kEngineInfo);
 }
 
 TEST(Cli, PrintingNeedsNoValidConfiguration) {

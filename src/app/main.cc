@@ -6,6 +6,7 @@
 
 #include "app/bench_stream.h"
 #include "app/cli.h"
+#include "app/engine_commands.h"
 #include "app/serve.h"
 #include "base/log.h"
 
@@ -24,6 +25,10 @@ int main(int argc, char** argv) {
       return 0;
     case ParsedCommand::Kind::kBench:
       return dyn::app::bench::run_bench(command->arguments);
+    case ParsedCommand::Kind::kBuild:
+      return dyn::app::run_build(command->arguments);
+    case ParsedCommand::Kind::kEngineInfo:
+      return dyn::app::run_engine_info(command->arguments);
     case ParsedCommand::Kind::kServe:
       break;
   }

@@ -1,5 +1,7 @@
 #include "app/make_engine.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <utility>
 
@@ -46,8 +48,10 @@ MadeEngine make_mock(const WorkerConfig& config, const llm::ModelFiles& files) {
 Result<MadeEngine> make_native(const WorkerConfig& config) {
   native::LoadOptions options;
   options.model = config.model;
-  options.load_format =
-      config.load_format == LoadFormat::kDummy ? native::LoadFormat::kDummy : native::LoadFormat::kSafetensors;
+  options.engine_dir = config.engine_dir;
+  options.load_format = config.load_format == LoadFormat::kDummy         ? native::LoadFormat::kDummy
+                        : config.load_format == LoadFormat::kSafetensors ? native::LoadFormat::kSafetensors
+                                                                         : native::LoadFormat::kAuto;
   options.cpu_path = config.cpu_path == CpuPath::kOracle ? native::CpuPathChoice::kOracle
                      : config.cpu_path == CpuPath::kFast ? native::CpuPathChoice::kFast
                                                          : native::CpuPathChoice::kAuto;
@@ -64,6 +68,7 @@ Result<MadeEngine> make_native(const WorkerConfig& config) {
   options.kv_cache_bytes = config.kv_cache_bytes.value_or(0);
   options.kv_cache_max_tokens = config.kv_cache_max_tokens.value_or(0);
   options.threads = config.threads;
+  options.progress_bar = !config.log.jsonl && ::isatty(STDERR_FILENO) == 1;
   options.engine.capacity_policy = config.capacity_policy == CapacityPolicy::kMaxUtilization
                                        ? native::CapacityPolicy::kMaxUtilization
                                        : native::CapacityPolicy::kGuaranteedNoEvict;

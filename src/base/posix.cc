@@ -73,4 +73,27 @@ void raise_descriptor_limit() {
   }
 }
 
+Result<void> replace_file(const std::string& path, std::initializer_list<std::string_view> parts, unsigned mode) {
+  const std::string temporary = path + ".new-" + std::to_string(::getpid());
+  const auto write = [&]() -> Result<void> {
+    auto file = open_fd(temporary, O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, mode);
+    if (!file) return file.error();
+    for (const std::string_view part : parts) {
+      if (auto written = write_all(file->get(), part); !written) return written.error().with_context(temporary);
+    }
+    if (::fsync(file->get()) != 0) return errno_error("cannot write " + temporary, errno);
+    if (::rename(temporary.c_str(), path.c_str()) != 0) return errno_error("cannot write " + path, errno);
+    // The name, too, is on the disk only with its folder.
+    const size_t slash = path.find_last_of('/');
+    auto folder =
+        open_fd(slash == std::string::npos ? "." : path.substr(0, slash + 1), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (!folder) return folder.error();
+    if (::fsync(folder->get()) != 0) return errno_error("cannot write " + path, errno);
+    return {};
+  };
+  auto written = write();
+  if (!written) ::unlink(temporary.c_str());
+  return written;
+}
+
 }  // namespace dyn

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstddef>
+#include <initializer_list>
 #include <string>
 #include <string_view>
 #include <utility>
@@ -50,5 +51,9 @@ Result<void> write_all(int fd, std::string_view bytes);
 
 // As many descriptors as this process may have: the usual soft limit of 1,024 is too low for a connection a stream.
 void raise_descriptor_limit();
+
+// The file with these parts, one after the other, under `path` when it is complete and on the disk: readers see what
+// was there before, or all of it. It is written beside `path`; what an error leaves is removed.
+Result<void> replace_file(const std::string& path, std::initializer_list<std::string_view> parts, unsigned mode = 0644);
 
 }  // namespace dyn

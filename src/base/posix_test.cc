@@ -7,6 +7,8 @@
 #include <array>
 #include <cerrno>
 
+#include "base/test_support.h"
+
 namespace dyn {
 namespace {
 
@@ -47,6 +49,20 @@ TEST(OpenFd, NamesThePathAndTheReason) {
 TEST(ErrnoError, MapsCodes) {
   EXPECT_EQ(errno_error("x", EEXIST).code, Code::kAlreadyExists);
   EXPECT_EQ(errno_error("x", EACCES).code, Code::kUnavailable);
+}
+
+TEST(ReplaceFile, ShowsTheOldFileOrTheNewOneAndLeavesNothingElse) {
+  const TempDir dir;
+  ASSERT_TRUE(replace_file(dir / "file", {"one ", "two"}).ok());
+  ASSERT_TRUE(replace_file(dir / "file", {"three"}).ok());
+  auto file = open_fd(dir / "file", O_RDONLY);
+  ASSERT_TRUE(file.ok());
+  EXPECT_EQ(*read_all(file->get(), 100), "three");
+  std::filesystem::create_directory(dir / "folder");
+  std::filesystem::create_directory(dir / "folder/full");
+  EXPECT_FALSE(replace_file(dir / "folder", {"x"}).ok());
+  EXPECT_FALSE(replace_file(dir / "nowhere/file", {"x"}).ok());
+  EXPECT_EQ(std::distance(std::filesystem::directory_iterator(dir.path()), {}), 2);
 }
 
 }  // namespace

@@ -9,8 +9,11 @@
 
 #include "base/log.h"
 #include "native/exec/cpu/cpu_executor.h"
+#include "native/exec/cpu/cpu_topology.h"
 #include "native/exec/cuda/cuda_executor.h"
 #include "native/exec/cuda/load_cuda.h"
+#include "native/load_progress.h"
+#include "native/model/engine_folder.h"
 #include "native/model/model_dir.h"
 
 namespace dyn::native {
@@ -30,10 +33,6 @@ constexpr uint64_t kGpuReserveBytes = uint64_t{768} << 20;
 
 double gib(uint64_t bytes) {
   return static_cast<double>(bytes) / (1024.0 * 1024.0 * 1024.0);
-}
-
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
 }
 
 Result<void> check_parallel(const char* name, uint32_t size) {
@@ -81,26 +80,126 @@ Result<uint32_t> sequence_length(const LoadOptions& options, const ModelConfig& 
                                       options.max_seq_len, config.max_positions));
 }
 
-// A line every few seconds while a large checkpoint is read.
-LoadProgress progress_log() {
-  return [last = Clock::now()](uint64_t done, uint64_t total) mutable {
-    if (seconds_since(last) < 5) return;
-    last = Clock::now();
-    DYN_INFO("engine", "loading weights: {:.1f} of {:.1f} GiB", gib(done), gib(total));
-  };
+// One token through the whole model: what is paid once (pages of memory and of files, caches, threads) is paid before
+// the first request. What it writes to the KV pool and to a slot, the first user of both overwrites.
+Result<void> warm_up(Executor& executor, const ModelConfig& config) {
+  const std::vector<TokenId> tokens = {config.bos_token_id.value_or(0)};
+  StepPlan plan;
+  plan.tokens = tokens;
+  plan.positions = {0};
+  plan.row_offsets = {0, 1};
+  plan.context_lens = {1};
+  plan.pages = {0};
+  plan.page_offsets = {0, 1};
+  plan.slot_starts.push_back({.slot = 0, .sampling = {.temperature = 0.0F}, .prompt = tokens});
+  plan.samples.push_back({.row = 0, .slot = 0});
+  if (auto done = executor.enqueue(plan); !done) return done;
+  StepResult result;
+  if (auto done = executor.collect(result); !done) return done;
+  if (result.not_finite.at(0) != 0) {
+    DYN_WARN("engine", "the first token's logits are not finite: the weights may be damaged");
+  }
+  return {};
 }
 
-Result<void> check_gpu(const LoadOptions& options, const ModelConfig& config) {
+// Adds the time since it was made, or since it last did so.
+class Laps {
+ public:
+  void to(double& seconds) {
+    const auto now = Clock::now();
+    seconds += std::chrono::duration<double>(now - last_).count();
+    last_ = now;
+  }
+
+ private:
+  Clock::time_point last_ = Clock::now();
+};
+
+// An engine folder decides about path and type by itself; what was asked for besides must agree.
+Result<void> check_packed(CpuPathChoice path, WeightDtype dtype, const Weights& weights) {
+  const bool packed = weights.layout != MatrixLayout::kRowMajor;
+  const bool fits = (path == CpuPathChoice::kAuto || (path == CpuPathChoice::kFast) == packed) &&
+                    (dtype == WeightDtype::kAuto || weights.layout == MatrixLayout::kPackedInt8);
+  if (fits) return {};
+  return invalid_argument(
+      fmt::format("it holds {} weights, and --cpu-path or --weight-dtype ask for others: leave them "
+                  "out, or build it again with them",
+                  to_string(weights.layout)));
+}
+
+// From an engine folder or from the model's files.
+Result<Weights> weights_of(const LoadOptions& options, const ModelConfig& config, const std::string& directory,
+                           unsigned threads, StartTimes& times) {
+  std::string engine_dir = options.engine_dir;
+  if (options.load_format == LoadFormat::kDummy) {
+    if (!engine_dir.empty())
+      return invalid_argument("random weights were asked for (dummy), and an engine folder, too");
+  } else if (options.load_format == LoadFormat::kAuto && engine_dir.empty() && is_engine_folder(directory) &&
+             !has_checkpoint(directory)) {
+    engine_dir = directory;
+  }
+  if (engine_dir.empty()) {
+    const auto layout = layout_for(options.cpu_path, options.weight_dtype);
+    if (!layout) return layout.error();
+    LoadMeter meter(options.progress_bar);
+    LoadTimes load_times;
+    auto weights = load_weights(config, directory,
+                                {.format = options.load_format,
+                                 .layout = *layout,
+                                 .threads = threads,
+                                 .progress = [&](uint64_t done, uint64_t total) { meter.update(done, total); },
+                                 .times = &load_times});
+    meter.finish();
+    times.map_s = load_times.map_s;
+    times.pack_s = load_times.pack_s;
+    if (!weights) return weights;
+    if (auto done = check_loaded(options.cpu_path, options.weight_dtype, *weights); !done) return done.error();
+    return weights;
+  }
+
+  Laps laps;
+  auto folder = resolve_model(engine_dir);  // also tells a TensorRT engine by its files
+  if (!folder) return folder.error().with_context("--engine-dir");
+  if (!is_engine_folder(*folder)) {
+    return Error{Code::kNotFound,
+                 fmt::format("--engine-dir: {} has no {}; make one: dynamo-trtllm build --model {} --output "
+                             "DIR",
+                             *folder, kEngineFile, options.model)};
+  }
+  auto header = read_engine_folder(*folder);
+  if (!header) return header.error().with_context("--engine-dir");
+  if (auto same = check_engine_source(*header, directory); !same) {
+    return same.error().with_context("--engine-dir: " + *folder);
+  }
+  auto weights = map_engine_folder(config, *folder, {.threads = threads});
+  if (!weights) return weights.error().with_context("--engine-dir");
+  if (auto fits = check_packed(options.cpu_path, options.weight_dtype, *weights); !fits) {
+    return fits.error().with_context("--engine-dir: " + *folder);
+  }
+  laps.to(times.map_s);
+  return weights;
+}
+
+// What is free for the KV pool. Pages of a mapped file count as free, but the steps need them.
+uint64_t room_for_kv(const Weights& weights) {
+  const uint64_t free = available_memory_bytes();
+  return free - std::min<uint64_t>(free, weights.mapping.bytes().size());
+}
+
+Result<void> check_gpu(const LoadOptions& options, const ModelConfig& config, const std::string& directory) {
   if (options.cpu_path != CpuPathChoice::kAuto) return unsupported("a path of the CPU is chosen (--cpu-path)");
   if (options.weight_dtype != WeightDtype::kAuto) return unsupported("INT8 weights are built for the CPU alone");
+  const bool packed =
+      options.load_format == LoadFormat::kAuto && is_engine_folder(directory) && !has_checkpoint(directory);
+  if (packed || !options.engine_dir.empty()) return unsupported("an engine folder holds weights packed for the CPU");
   if (auto device = probe_cuda(); !device) return device.error();
   return check_cuda_model(config, executor_limits(options, 0));
 }
 
 // True: on the GPU. With kAuto whatever speaks against it is a line of the log, with kCuda an error.
-Result<bool> choose_gpu(const LoadOptions& options, const ModelConfig& config) {
+Result<bool> choose_gpu(const LoadOptions& options, const ModelConfig& config, const std::string& directory) {
   if (options.device == DeviceChoice::kCpu) return false;
-  auto checked = check_gpu(options, config);
+  auto checked = check_gpu(options, config, directory);
   if (checked) return true;
   if (options.device == DeviceChoice::kCuda) return checked.error().with_context("device cuda");
   DYN_INFO("engine", "device: the CPU ({})", checked.error().message);
@@ -113,8 +212,10 @@ struct Loading {
   const ModelConfig& config;
   const std::string& directory;
   uint32_t max_seq_len = 0;
+  StartTimes times;
   CpuPath cpu_path = CpuPath::kOracle;
   uint64_t weight_bytes = 0;
+  std::string place;  // for the log
 };
 
 Result<uint32_t> sized_pool(const LoadOptions& options, uint32_t max_seq_len, uint64_t bytes_per_page,
@@ -132,19 +233,16 @@ Result<uint32_t> sized_pool(const LoadOptions& options, uint32_t max_seq_len, ui
 
 Result<std::unique_ptr<Executor>> load_on_cpu(Loading& loading) {
   const LoadOptions& options = loading.options;
-  const auto layout = layout_for(options.cpu_path, options.weight_dtype);
-  if (!layout) return layout.error();
-  const auto start = Clock::now();
-  auto weights = load_weights(loading.config, loading.directory, options.load_format, progress_log(), *layout);
+  const auto threads = static_cast<unsigned>(place_threads(options.threads).size());
+  auto weights = weights_of(options, loading.config, loading.directory, threads, loading.times);
   if (!weights) return weights.error();
-  if (auto done = check_loaded(options.cpu_path, options.weight_dtype, *weights); !done) return done.error();
   loading.cpu_path = path_of(weights->layout);
   loading.weight_bytes = weights->bytes();
-  DYN_INFO("engine", "{}: {:.2f} GiB of weights in {:.1f} s", loading.config.architecture, gib(weights->bytes()),
-           seconds_since(start));
+  loading.place = fmt::format("{} threads", threads);
+  Laps laps;
   const uint64_t scratch = scratch_bytes(
       loading.config, {.max_batch_size = options.max_batch_size, .max_num_tokens = options.max_num_tokens});
-  const uint64_t free_bytes = available_memory_bytes();
+  const uint64_t free_bytes = room_for_kv(*weights);
   const auto pages = sized_pool(options, loading.max_seq_len,
                                 kv_bytes_per_page(loading.config, options.tokens_per_block, loading.cpu_path),
                                 free_bytes - std::min(free_bytes, scratch));
@@ -152,13 +250,16 @@ Result<std::unique_ptr<Executor>> load_on_cpu(Loading& loading) {
   DYN_DEBUG("engine", "activations: {:.2f} GiB", gib(scratch));
   DYN_INFO("engine", "CPU executor: {} path, {} weights, {} kernels, results independent of the batch",
            to_string(loading.cpu_path), to_string(weights->layout), cpu_kernels_name(loading.cpu_path));
-  return make_cpu_executor(loading.config, std::move(*weights), executor_limits(options, *pages),
-                           {.threads = options.threads});
+  auto executor =
+      make_cpu_executor(loading.config, std::move(*weights), executor_limits(options, *pages), {.threads = threads});
+  laps.to(loading.times.kv_s);
+  return executor;
 }
 
 Result<std::unique_ptr<Executor>> load_on_gpu(Loading& loading) {
   LoadOptions options = loading.options;
   options.kv_cache_fraction = options.gpu_memory_fraction;
+  LoadMeter meter(options.progress_bar);
   auto loaded =
       load_cuda_executor({.format = options.load_format,
                           .limits = executor_limits(options, 0),
@@ -169,15 +270,15 @@ Result<std::unique_ptr<Executor>> load_on_gpu(Loading& loading) {
                                                   cuda_kv_bytes_per_page(loading.config, options.tokens_per_block),
                                                   free_bytes - std::min(free_bytes, kGpuReserveBytes));
                               },
-                          .progress = progress_log()},
+                          .progress = [&](uint64_t done, uint64_t total) { meter.update(done, total); }},
                          loading.config, loading.directory);
+  meter.finish();
   if (!loaded) return loaded.error();
+  loading.times.map_s = loaded->device_s;
+  loading.times.pack_s = loaded->weights_s;
+  loading.times.kv_s = loaded->executor_s;
   loading.weight_bytes = loaded->weight_bytes;
-  DYN_INFO("engine",
-           "{} on {} ({:.0f} GiB): device ready in {:.2f} s, {:.2f} GiB of weights in {:.2f} s, pool and graphs in "
-           "{:.2f} s",
-           loading.config.architecture, loaded->device.name, gib(loaded->device.total_bytes), loaded->device_s,
-           gib(loaded->weight_bytes), loaded->weights_s, loaded->executor_s);
+  loading.place = fmt::format("{} ({:.0f} GiB)", loaded->device.name, gib(loaded->device.total_bytes));
   return std::move(loaded->executor);
 }
 
@@ -211,27 +312,43 @@ Result<LoadedEngine> load_engine(const LoadOptions& given) {
   const bool choose_tokens = options.max_num_tokens == 0;
   if (choose_tokens) options.max_num_tokens = std::max(kCpuTokens, options.max_batch_size);
   if (auto checked = check(options); !checked) return checked.error();
+  Laps laps;
   auto directory = resolve_model(options.model);
   if (!directory) return directory.error();
   auto config = load_model_config(*directory);
   if (!config) return config.error();
-  const auto gpu = choose_gpu(options, *config);
+  const auto gpu = choose_gpu(options, *config, *directory);
   if (!gpu) return gpu.error();
   if (choose_tokens && *gpu) options.max_num_tokens = std::max(kGpuTokens, options.max_batch_size);
   const auto max_seq_len = sequence_length(options, *config);
   if (!max_seq_len) return max_seq_len.error();
 
   Loading loading{.options = options, .config = *config, .directory = *directory, .max_seq_len = *max_seq_len};
+  StartTimes& times = loading.times;
+  laps.to(times.config_s);
   auto executor = *gpu ? load_on_gpu(loading) : load_on_cpu(loading);
   if (!executor) return executor.error();
+  Laps warm_laps;
+  if (auto done = warm_up(**executor, *config); !done) return done.error().with_context("warm-up");
+  warm_laps.to(times.warm_up_s);
   auto engine = make_native_engine(options.engine, std::move(*executor),
                                    {.vocab_size = config->vocab_size,
                                     .max_seq_len = *max_seq_len,
                                     .window = config->window(),
                                     .long_rope_from = config->long_rope_from()});
   if (!engine) return engine.error();
-  return LoadedEngine{std::move(*engine), std::move(*config),   std::move(*directory),
-                      loading.cpu_path,   loading.weight_bytes, *gpu};
+  DYN_INFO("engine",
+           "{} is loaded: {:.2f} GiB of weights, {:.2f} s (configuration {:.2f}, files {:.2f}, weights {:.2f}, KV pool "
+           "{:.2f}, first token {:.2f}), {}",
+           config->architecture, gib(loading.weight_bytes), times.total_s(), times.config_s, times.map_s, times.pack_s,
+           times.kv_s, times.warm_up_s, loading.place);
+  return LoadedEngine{std::move(*engine),
+                      std::move(*config),
+                      std::move(*directory),
+                      loading.cpu_path,
+                      loading.weight_bytes,
+                      times,
+                      *gpu};
 }
 
 }  // namespace dyn::native

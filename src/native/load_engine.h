@@ -26,8 +26,11 @@ enum class DeviceChoice : uint8_t { kAuto, kCpu, kCuda };
 
 struct LoadOptions {
   std::string model;  // directory, or the name of a model in the Hugging Face cache
+  // Folder that build_engine made. Empty: the model's own files, or with kAuto the model directory itself if it is such
+  // a folder and has no others.
+  std::string engine_dir;
+  LoadFormat load_format = LoadFormat::kAuto;
   DeviceChoice device = DeviceChoice::kAuto;
-  LoadFormat load_format = LoadFormat::kSafetensors;
   CpuPathChoice cpu_path = CpuPathChoice::kAuto;
   WeightDtype weight_dtype = WeightDtype::kAuto;
 
@@ -36,11 +39,13 @@ struct LoadOptions {
   uint32_t max_seq_len = 0;     // prompt and answer; 0: what the model was made for
 
   uint32_t tokens_per_block = 32;
-  uint64_t kv_cache_bytes = 0;       // size of the KV pool; 0: kv_cache_fraction of the memory left after loading
+  uint64_t kv_cache_bytes = 0;       // size of the KV pool; 0: kv_cache_fraction of the memory left
+                                     // after loading and for activations
   double kv_cache_fraction = 0.5;    // in (0, 1); of a CPU's memory
   double gpu_memory_fraction = 0.9;  // the same of a GPU's; 1 allowed
   uint64_t kv_cache_max_tokens = 0;  // an upper limit of the pool besides; 0: none
-  unsigned threads = 0;              // 0: all usable CPUs
+  unsigned threads = 0;              // 0: one a core that this process may use
+  bool progress_bar = false;         // drawn on standard error while loading; else a log line now and then
 
   uint32_t tensor_parallel_size = 1;  // more than 1 of these three is refused
   uint32_t pipeline_parallel_size = 1;
@@ -49,12 +54,24 @@ struct LoadOptions {
   NativeEngineOptions engine;
 };
 
+// From nothing to an engine that has computed its first token, each part by itself.
+struct StartTimes {
+  double config_s = 0;   // the model found, config.json read
+  double map_s = 0;      // weight files opened, mapped, headers read and checked
+  double pack_s = 0;     // weights brought into memory in the order that products read them; of an engine folder 0
+  double kv_s = 0;       // KV pool and buffers allocated, threads started
+  double warm_up_s = 0;  // a first token: every weight is read once
+
+  [[nodiscard]] double total_s() const { return config_s + map_s + pack_s + kv_s + warm_up_s; }
+};
+
 struct LoadedEngine {
   std::unique_ptr<engine::Engine> engine;
   ModelConfig config;
-  std::string directory;                // of config.json and tokenizer
-  CpuPath cpu_path = CpuPath::kOracle;  // where the CPU computes
-  uint64_t weight_bytes = 0;            // as they are in memory
+  std::string directory;  // of config.json and tokenizer
+  CpuPath cpu_path = CpuPath::kOracle;
+  uint64_t weight_bytes = 0;  // as they are in memory
+  StartTimes times;
   bool on_gpu = false;
 };
 

@@ -72,6 +72,9 @@ TEST(LoadEngine, ServesFromADirectory) {
   EXPECT_EQ(loaded->engine->caps().vocab_size, 1000U);
   EXPECT_GT(loaded->weight_bytes, 1000U);
   EXPECT_EQ(loaded->engine->caps().max_seq_len, 64U);
+  EXPECT_GT(loaded->times.pack_s, 0);
+  EXPECT_GT(loaded->times.warm_up_s, 0);
+  EXPECT_GE(loaded->times.total_s(), loaded->times.pack_s + loaded->times.warm_up_s);
   Recorder recorder;
   ASSERT_TRUE(loaded->engine->start(recorder).ok());
   ASSERT_TRUE(loaded->engine->submit(contract_request(1, contract_prompt(40), 24)).ok());

@@ -67,7 +67,7 @@ std::string bash_script() {
          cases +
          "  esac\n"
          "  if [[ $COMP_CWORD -eq 1 && $cur != -* ]]; then\n"
-         "    COMPREPLY=($(compgen -W 'serve bench completion' -- \"$cur\"))\n"
+         "    COMPREPLY=($(compgen -W 'serve bench build engine-info completion' -- \"$cur\"))\n"
          "  else\n"
          "    COMPREPLY=($(compgen -W '" +
          all +
@@ -96,7 +96,7 @@ std::string zsh_script() {
       "#compdef dynamo-trtllm\n"
       "# zsh completion of dynamo-trtllm: dynamo-trtllm completion zsh > ${fpath[1]}/_dynamo-trtllm\n"
       "_arguments \\\n"
-      "  '1:command:(serve bench completion)' \\\n"
+      "  '1:command:(serve bench build engine-info completion)' \\\n"
       "  '--help[help]' '--help-all[all options]' '--version[version]' '--dump-config[print the configuration]'";
   for (const Option& option : option_table()) {
     if (!is_offered(option)) continue;
@@ -128,7 +128,7 @@ std::string fish_script() {
   std::string out =
       "# fish completion of dynamo-trtllm: dynamo-trtllm completion fish | source\n"
       "complete -c dynamo-trtllm -f\n"
-      "complete -c dynamo-trtllm -n __fish_use_subcommand -a 'serve bench completion'\n"
+      "complete -c dynamo-trtllm -n __fish_use_subcommand -a 'serve bench build engine-info completion'\n"
       "complete -c dynamo-trtllm -n '__fish_seen_subcommand_from completion' -a 'bash zsh fish'\n"
       "complete -c dynamo-trtllm -l help -d help\n"
       "complete -c dynamo-trtllm -l help-all -d 'all options'\n"

@@ -184,9 +184,9 @@ TEST(Flags, RefusalDependsOnTheValue) {
 
 TEST(Flags, AllProblemsAreToldAtOnce) {
   const std::string error =
-      error_of(resolve({"--tensor-parallel-size", "2", "--engine-dir", "/x", "--max-seq-len", "1"}));
+      error_of(resolve({"--tensor-parallel-size", "2", "--revision", "/x", "--max-seq-len", "1"}));
   EXPECT_THAT(error, HasSubstr("--tensor-parallel-size 2"));
-  EXPECT_THAT(error, HasSubstr("--engine-dir /x"));
+  EXPECT_THAT(error, HasSubstr("--revision /x"));
   EXPECT_THAT(error, HasSubstr("--max-seq-len 1 cannot be used\n  why: expected an integer from 2"));
 }
 

@@ -125,6 +125,8 @@ void append_group(std::string& out, Group group, Wanted wanted) {
 std::string preamble() {
   return "usage: dynamo-trtllm [serve] [OPTION...]\n"
          "       dynamo-trtllm bench ...\n"
+         "       dynamo-trtllm build --model MODEL --output DIR [--weight-dtype ...]\n"
+         "       dynamo-trtllm engine-info DIR\n"
          "       dynamo-trtllm completion bash|zsh|fish\n"
          "\n"
          "An LLM worker for NVIDIA Dynamo. Takes the command lines of `python -m dynamo.trtllm` of Dynamo 0.8 to 1.6.\n"

@@ -32,17 +32,27 @@ constexpr Option kOptions[] = {
      .metavar = "PATH",
      .group = Group::kModel,
      .help = "Folder with the tokenizer files that the model card names. Default: the model's folder."},
+    {.name = "engine-dir",
+     .env = "*",
+     .type = Type::kPath,
+     .metavar = "DIR",
+     .group = Group::kModel,
+     .help =
+         "Engine folder made by dynamo-trtllm build: its weights are mapped and not packed again. Without --model it "
+         "is the model, too; with --model it is refused when it was made from something else. Folders of built "
+         "TensorRT engines are refused."},
     {.name = "load-format",
      .env = "*",
      .engine_key = "load_format",
      .type = Type::kEnum,
-     .choices = "auto dummy gms",
+     .choices = "auto safetensors dummy gms",
      .fallback = "auto",
      .group = Group::kModel,
      .refuses = "gms",
      .why = "there is no GPU memory service in this build",
      .instead = "use auto (the files of the model) or dummy (random weights, for measurements)",
-     .help = "How weights are loaded: auto reads the model's files, dummy makes random weights of the right shapes."},
+     .help = "How weights are loaded: auto and safetensors read the model's files (auto also an engine folder), dummy "
+             "makes random weights of the right shapes."},
 
     // ---- Engine
     {.name = "engine",
@@ -71,7 +81,8 @@ constexpr Option kOptions[] = {
      .fallback = "0",
      .metavar = "N",
      .group = Group::kEngine,
-     .help = "Compute threads of the native engine on the CPU. 0: one for every processor that this process may use."},
+     .help = "Compute threads of the native engine on the CPU. 0: one for every core that this process may use, within "
+             "its CPU quota. They are bound to cores when every core has one, else to memory nodes."},
 
     {.name = "cpu-path",
      .env = "*",

@@ -32,11 +32,6 @@ constexpr Option router(std::string_view name, Type type = Type::kText, std::str
 
 constexpr Option kOptions[] = {
     // ---- Model and engine
-    with(refused(kFlag, "engine-dir", Type::kPath, {}, Group::kModel,
-                 "packed weights and TensorRT engines are not read by this build",
-                 "pass the folder of the Hugging Face checkpoint with --model",
-                 "Folder with an engine that was built before."),
-         [](Option& row) { row.metavar = "DIR"; }),
     with(refused(kFlag, "revision", Type::kText, {}, Group::kModel,
                  "nothing is downloaded, and the cache is read at its main revision",
                  "pass the snapshot folder of that revision with --model",

@@ -8,7 +8,6 @@
 #include <cctype>
 
 #include "app/options/text.h"
-#include "base/threads.h"
 
 namespace dyn::app {
 
@@ -97,7 +96,9 @@ class Builder {
   }
 
   void model() {
+    config_.engine_dir = settings_.text("engine-dir");
     config_.model = settings_.text("model");
+    if (!config_.engine_dir.empty() && !settings_.given("model")) config_.model = config_.engine_dir;
     if (config_.model.empty()) fail("model", "it is empty", "name a folder or a Hugging Face id that is in the cache");
     if (config_.model.find("://") != std::string::npos) {
       fail("model", "models are not fetched", "fetch it first and pass the folder");
@@ -105,15 +106,20 @@ class Builder {
     config_.served_model_name =
         settings_.has("served-model-name") ? settings_.text("served-model-name") : config_.model;
     config_.tokenizer = settings_.text("tokenizer");
-    config_.load_format = settings_.text("load-format") == "dummy" ? LoadFormat::kDummy : LoadFormat::kAuto;
+    const std::string format = settings_.text("load-format");
+    config_.load_format = format == "dummy"         ? LoadFormat::kDummy
+                          : format == "safetensors" ? LoadFormat::kSafetensors
+                                                    : LoadFormat::kAuto;
+    if (!config_.engine_dir.empty() && config_.load_format != LoadFormat::kAuto) {
+      fail("load-format", "--engine-dir names a folder whose weights are to be used", "leave one of them out");
+    }
   }
 
   void engine() {
     config_.engine = settings_.text("engine") == "mock" ? EngineKind::kMock : EngineKind::kNative;
     const std::string device = settings_.text("device");
     config_.device = device == "cuda" ? Device::kCuda : device == "cpu" ? Device::kCpu : Device::kAuto;
-    const uint32_t threads = count("threads");
-    config_.threads = threads > 0 ? threads : std::max(1U, usable_cpus());
+    config_.threads = count("threads");
     const std::string path = settings_.text("cpu-path");
     config_.cpu_path = path == "oracle" ? CpuPath::kOracle : path == "fast" ? CpuPath::kFast : CpuPath::kAuto;
     config_.weight_dtype = settings_.text("weight-dtype") == "int8" ? WeightDtype::kInt8 : WeightDtype::kAuto;
@@ -157,9 +163,8 @@ class Builder {
       const bool of_mock = option.group == Group::kMock;
       const bool of_native = option.name == "threads" || option.name == "cpu-path" || option.name == "weight-dtype" ||
                              option.name == "batch-invariant" || option.name == "kv-cache-bytes" ||
-                             option.name == "load-format" || option.name == "device" ||
-                             option.name == "free-gpu-memory-fraction" ||
-                             option.name == "kv_cache_config.max_tokens" ||
+                             option.name == "load-format" || option.name == "device" || option.name == "engine-dir" ||
+                             option.name == "free-gpu-memory-fraction" || option.name == "kv_cache_config.max_tokens" ||
                              option.name == "kv_cache_config.enable_block_reuse" ||
                              option.name == "kv_cache_config.enable_partial_reuse" || option.name == "max-num-tokens" ||
                              option.name == "scheduler_config.capacity_scheduler_policy";

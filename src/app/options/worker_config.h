@@ -22,7 +22,7 @@ namespace dyn::app {
 
 enum class EngineKind : uint8_t { kNative, kMock };
 enum class Device : uint8_t { kAuto, kCpu, kCuda };
-enum class LoadFormat : uint8_t { kAuto, kDummy };
+enum class LoadFormat : uint8_t { kAuto, kSafetensors, kDummy };
 enum class CpuPath : uint8_t { kAuto, kOracle, kFast };
 enum class WeightDtype : uint8_t { kAuto, kInt8 };
 enum class CapacityPolicy : uint8_t { kGuaranteedNoEvict, kMaxUtilization };
@@ -45,6 +45,7 @@ struct WorkerConfig {
   std::string model;              // a folder, or a Hugging Face id to look up in the local cache
   std::string served_model_name;  // what clients ask for
   std::string tokenizer;          // folder with the card's tokenizer files; empty: the model's
+  std::string engine_dir;         // folder of packed weights; empty: none, or the model is one
   LoadFormat load_format = LoadFormat::kAuto;
 
   // ---- Engine
@@ -52,7 +53,7 @@ struct WorkerConfig {
   Device device = Device::kAuto;
   CpuPath cpu_path = CpuPath::kAuto;
   WeightDtype weight_dtype = WeightDtype::kAuto;
-  uint32_t threads = 1;                         // compute threads, at least 1
+  uint32_t threads = 0;                         // compute threads; 0: chosen by the engine
   uint32_t max_batch_size = 0;                  // sequences of a step
   uint32_t max_num_tokens = 0;                  // tokens of a step
   bool max_num_tokens_given = false;            // else a GPU has another default

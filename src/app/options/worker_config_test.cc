@@ -42,7 +42,7 @@ TEST(WorkerConfig, DefaultsAreThoseOfTheOriginal) {
   EXPECT_TRUE(c.enable_block_reuse);
   EXPECT_TRUE(c.enable_partial_reuse);
   EXPECT_EQ(c.engine, EngineKind::kNative);
-  EXPECT_GE(c.threads, 1U);
+  EXPECT_EQ(c.threads, 0U);
   EXPECT_EQ(c.ns + "." + c.component + "." + c.endpoint_name, "dynamo.backend.generate");
   EXPECT_EQ(c.discovery, DiscoveryKind::kFile);
   EXPECT_FALSE(c.system_port);

@@ -3,8 +3,10 @@
 #include <dirent.h>
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <simdjson.h>
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <memory>
 
@@ -15,6 +17,7 @@ namespace dyn::native {
 namespace {
 
 constexpr size_t kMaxRefBytes = 256;
+constexpr size_t kMaxConfigBytes = 16u << 20;
 
 enum class Kind { kAbsent, kDirectory, kOther };
 
@@ -22,6 +25,36 @@ Kind kind_of(const std::string& path) {
   struct stat info{};
   if (::stat(path.c_str(), &info) != 0) return Kind::kAbsent;
   return S_ISDIR(info.st_mode) ? Kind::kDirectory : Kind::kOther;
+}
+
+// "TensorRT-LLM 1.2.1 engine of LlamaForCausalLM for 2 GPUs", as far as config.json tells; empty for other directories.
+// Source: TensorRT-LLM 1.2, trtllm-build: rank{N}.engine beside a config.json with pretrained_config and build_config.
+std::string tensorrt_engine(const std::string& path, bool has_plan) {
+  const auto text = read_model_file(path + "/config.json", kMaxConfigBytes);
+  simdjson::dom::parser parser;
+  simdjson::dom::object config;
+  simdjson::dom::object pretrained;
+  const bool json = text && parser.parse(*text).get(config) == simdjson::SUCCESS;
+  const bool built =
+      json && config["pretrained_config"].get(pretrained) == simdjson::SUCCESS && config["build_config"].is_object();
+  if (!built) return has_plan ? "TensorRT engine" : "";
+  std::string_view version;
+  std::string_view architecture;
+  uint64_t ranks = 0;
+  std::string what = "TensorRT-LLM";
+  const auto is_plain = [](std::string_view word) {  // one line, whatever the file holds
+    return !word.empty() && word.size() <= 100 &&
+           std::ranges::all_of(word, [](char c) { return c > ' ' && c < '\x7f'; });
+  };
+  if (config["version"].get(version) == simdjson::SUCCESS && is_plain(version)) what += fmt::format(" {}", version);
+  what += " engine";
+  if (pretrained["architecture"].get(architecture) == simdjson::SUCCESS && is_plain(architecture)) {
+    what += fmt::format(" of {}", architecture);
+  }
+  if (pretrained["mapping"]["world_size"].get(ranks) == simdjson::SUCCESS && ranks > 1) {
+    what += fmt::format(" for {} GPUs", ranks);
+  }
+  return what;
 }
 
 // A directory that can hold a model: readable, with config.json, not a built TensorRT engine.
@@ -35,9 +68,12 @@ Result<std::string> check_directory(const std::string& path) {
     config |= name == "config.json";
     engine |= name.ends_with(".engine") || name.ends_with(".plan");
   }
-  if (engine) {
-    return unsupported(
-        path + ": holds a built TensorRT engine, which this engine cannot run; give the Hugging Face model directory");
+  if (const std::string built = tensorrt_engine(path, engine); !built.empty()) {
+    return unsupported(fmt::format(
+        "{}: holds a built {}: a binary for one GPU type and one TensorRT version, which only TensorRT-LLM up to 1.2 "
+        "runs; "
+        "give the Hugging Face folder it was made from with --model (dynamo-trtllm build packs that for quick starts)",
+        path, built));
   }
   if (!config) return Error{Code::kNotFound, path + ": no config.json: not a Hugging Face model directory"};
   return path;

@@ -15,7 +15,7 @@
 namespace dyn::native {
 
 // The directory with config.json. Errors say what was looked for and where. Folders of built TensorRT engines
-// (rank0.engine) are recognised and refused.
+// (rank0.engine, or the config.json of trtllm-build) are recognised and refused.
 Result<std::string> resolve_model(const std::string& path_or_name);
 
 // A whole small text file; `max_bytes` bounds what is read.

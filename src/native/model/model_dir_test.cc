@@ -63,7 +63,19 @@ TEST(ResolveModel, RefusesWhatIsNoModelDirectory) {
   write(dir / "engine/rank0.engine", "x");
   const Error error = resolve_model(dir / "engine").error();
   EXPECT_EQ(error.code, Code::kUnsupported);
-  EXPECT_THAT(error.message, HasSubstr("built TensorRT engine"));
+  EXPECT_THAT(error.message, HasSubstr("built TensorRT engine: a binary"));
+
+  // As trtllm-build writes it; the engines themselves may lie elsewhere.
+  std::filesystem::create_directory(dir / "built");
+  write(dir / "built/config.json", R"({"version": "1.2.1", "pretrained_config": {"architecture": "LlamaForCausalLM",
+      "mapping": {"world_size": 2}}, "build_config": {"max_batch_size": 8}})");
+  const Error built = resolve_model(dir / "built").error();
+  EXPECT_EQ(built.code, Code::kUnsupported);
+  EXPECT_THAT(built.message, HasSubstr("TensorRT-LLM 1.2.1 engine of LlamaForCausalLM for 2 GPUs"));
+  EXPECT_THAT(built.message, HasSubstr("--model"));
+  EXPECT_EQ(built.message.find('\n'), std::string::npos);
+  write(dir / "built/config.json", R"({"version": "a\nb", "pretrained_config": {}, "build_config": {}})");
+  EXPECT_THAT(resolve_model(dir / "built").error().message, HasSubstr("holds a built TensorRT-LLM engine: a binary"));
 }
 
 TEST(ResolveModel, FindsANameInTheHuggingFaceCache) {

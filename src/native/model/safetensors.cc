@@ -1,19 +1,14 @@
 #include "native/model/safetensors.h"
 
-#include <fcntl.h>
 #include <fmt/format.h>
 #include <simdjson.h>
-#include <sys/mman.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <array>
-#include <cerrno>
 #include <set>
 #include <utility>
 
-#include "base/posix.h"
 #include "native/model/model_dir.h"
 
 namespace dyn::native {
@@ -25,6 +20,7 @@ constexpr size_t kLengthBytes = 8;
 constexpr size_t kMaxHeaderDepth = 8;  // deeper than any valid header
 constexpr size_t kMaxIndexBytes = 100'000'000;
 constexpr size_t kMaxFiles = 4096;
+constexpr std::string_view kSingleName = "model.safetensors";
 constexpr std::string_view kIndexName = "model.safetensors.index.json";
 
 struct StoredType {
@@ -157,32 +153,6 @@ Result<std::vector<StoredTensor>> parse_header(std::string_view header, Bytes da
   return tensors;
 }
 
-// Names of the files of a sharded model, each once.
-Result<std::set<std::string>> shard_names(const std::string& path) {
-  auto text = read_model_file(path, kMaxIndexBytes);
-  if (!text) return text.error();
-  dom::parser parser;
-  if (auto error = parser.allocate(text->size(), kMaxHeaderDepth))
-    return invalid_argument(path + ": " + error_message(error));
-  dom::object map;
-  if (parser.parse(*text)["weight_map"].get(map) != simdjson::SUCCESS) {
-    return invalid_argument(path + ": not a JSON object with 'weight_map'");
-  }
-  std::set<std::string> names;
-  for (auto [tensor, value] : map) {
-    std::string_view file;
-    if (value.get(file) != simdjson::SUCCESS || file.empty() || file.front() == '.' ||
-        file.find('/') != std::string_view::npos || file.find('\0') != std::string_view::npos) {
-      return invalid_argument(
-          fmt::format("{}: '{}' must name a file of the same directory", path, tensor.substr(0, 200)));
-    }
-    names.emplace(file);
-    if (names.size() > kMaxFiles) return invalid_argument(fmt::format("{}: more than {} files", path, kMaxFiles));
-  }
-  if (names.empty()) return invalid_argument(path + ": 'weight_map' is empty");
-  return names;
-}
-
 }  // namespace
 
 std::string_view to_string(DataType type) {
@@ -212,40 +182,43 @@ Result<std::vector<StoredTensor>> parse_safetensors(Bytes file, const Safetensor
   return parse_header(as_text(file.subspan(kLengthBytes, length)), file.subspan(kLengthBytes + length), limits);
 }
 
-Result<MappedFile> MappedFile::open(const std::string& path) {
-  auto fd = open_fd(path, O_RDONLY | O_CLOEXEC);
-  if (!fd) return fd.error();
-  struct stat info{};
-  if (::fstat(fd->get(), &info) != 0) return errno_error(path, errno);
-  if (!S_ISREG(info.st_mode)) return invalid_argument(path + ": not a regular file");
-  const auto size = static_cast<size_t>(info.st_size);
-  if (size == 0) return MappedFile(Bytes{});
-  void* at = ::mmap(nullptr, size, PROT_READ, MAP_PRIVATE, fd->get(), 0);
-  if (at == MAP_FAILED) return errno_error("cannot map " + path, errno);
-  ::madvise(at, size, MADV_SEQUENTIAL);
-  return MappedFile(Bytes(static_cast<const std::byte*>(at), size));
+Result<std::set<std::string>> parse_safetensors_index(std::string_view text) {
+  dom::parser parser;
+  if (auto error = parser.allocate(text.size(), kMaxHeaderDepth)) return invalid_argument(error_message(error));
+  dom::object map;
+  if (parser.parse(text.data(), text.size())["weight_map"].get(map) != simdjson::SUCCESS) {
+    return invalid_argument("not a JSON object with 'weight_map'");
+  }
+  std::set<std::string> names;
+  for (auto [tensor, value] : map) {
+    std::string_view file;
+    if (value.get(file) != simdjson::SUCCESS || file.empty() || file.front() == '.' ||
+        file.find('/') != std::string_view::npos || file.find('\0') != std::string_view::npos) {
+      return invalid_argument(fmt::format("'{}' must name a file of the same directory", tensor.substr(0, 200)));
+    }
+    names.emplace(file);
+    if (names.size() > kMaxFiles) return invalid_argument(fmt::format("more than {} files", kMaxFiles));
+  }
+  if (names.empty()) return invalid_argument("'weight_map' is empty");
+  return names;
 }
 
-MappedFile::MappedFile(MappedFile&& other) noexcept : bytes_(std::exchange(other.bytes_, {})) {}
-
-MappedFile& MappedFile::operator=(MappedFile&& other) noexcept {
-  std::swap(bytes_, other.bytes_);
-  return *this;
-}
-
-MappedFile::~MappedFile() {
-  if (!bytes_.empty()) ::munmap(const_cast<std::byte*>(bytes_.data()), bytes_.size());
+bool has_checkpoint(const std::string& directory) {
+  return ::access((directory + "/" + std::string(kSingleName)).c_str(), F_OK) == 0 ||
+         ::access((directory + "/" + std::string(kIndexName)).c_str(), F_OK) == 0;
 }
 
 Result<Checkpoint> Checkpoint::open(const std::string& directory) {
   const std::string index = directory + "/" + std::string(kIndexName);
-  const std::string single = directory + "/model.safetensors";
+  const std::string single = directory + "/" + std::string(kSingleName);
   std::set<std::string> names;
   if (::access(single.c_str(), F_OK) == 0) {
-    names.insert("model.safetensors");
+    names.emplace(kSingleName);
   } else if (::access(index.c_str(), F_OK) == 0) {
-    auto shards = shard_names(index);
-    if (!shards) return shards.error();
+    auto text = read_model_file(index, kMaxIndexBytes);
+    if (!text) return text.error();
+    auto shards = parse_safetensors_index(*text);
+    if (!shards) return shards.error().with_context(index);
     names = std::move(*shards);
   } else {
     return Error{Code::kNotFound,
@@ -274,6 +247,13 @@ Result<Checkpoint> Checkpoint::open(const std::string& directory) {
 const StoredTensor* Checkpoint::find(std::string_view name) const {
   const auto found = tensors_.find(name);
   return found == tensors_.end() ? nullptr : &found->second;
+}
+
+void Checkpoint::drop(Bytes part) const {
+  for (const MappedFile& file : files_) {
+    const Bytes all = file.bytes();
+    if (part.data() >= all.data() && part.data() < all.data() + all.size()) return file.drop(part);
+  }
 }
 
 }  // namespace dyn::native

@@ -1,4 +1,4 @@
-// SafetensorsFile: one mapped .safetensors file with a strictly checked header; Checkpoint: the one or several files of
+// parse_safetensors: the strictly checked header of a .safetensors file; Checkpoint: the one or several mapped files of
 // a model directory.
 //
 //   auto checkpoint = Checkpoint::open("/models/Qwen3-0.6B");
@@ -6,18 +6,21 @@
 //   t->bytes;    // valid as long as the checkpoint lives
 //
 // Format: 8 bytes little-endian header length, JSON header {name: {dtype, shape, data_offsets}, "__metadata__": {...}},
-// then the data; tensors neither overlap nor leave holes (huggingface/safetensors, README "Format"). A file changed
-// while it is mapped is the administrator's error (the kernel sends SIGBUS). Thread rules: immutable after open.
+// then the data; tensors neither overlap nor leave holes (huggingface/safetensors, README "Format"). Thread rules:
+// immutable after open.
 #pragma once
 
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/bytes.h"
 #include "base/result.h"
+#include "native/model/mapped_file.h"
 
 namespace dyn::native {
 
@@ -45,18 +48,11 @@ struct SafetensorsLimits {
 // it.
 Result<std::vector<StoredTensor>> parse_safetensors(Bytes file, const SafetensorsLimits& limits = {});
 
-class MappedFile {
- public:
-  static Result<MappedFile> open(const std::string& path);
-  MappedFile(MappedFile&& other) noexcept;
-  MappedFile& operator=(MappedFile&& other) noexcept;
-  ~MappedFile();
-  [[nodiscard]] Bytes bytes() const { return bytes_; }
+// Names of the files that the text of a model.safetensors.index.json lists: of the same directory, each once.
+Result<std::set<std::string>> parse_safetensors_index(std::string_view text);
 
- private:
-  explicit MappedFile(Bytes bytes) : bytes_(bytes) {}
-  Bytes bytes_;
-};
+// Whether the directory has files for Checkpoint::open.
+bool has_checkpoint(const std::string& directory);
 
 class Checkpoint {
  public:
@@ -65,6 +61,9 @@ class Checkpoint {
 
   [[nodiscard]] const StoredTensor* find(std::string_view name) const;
   [[nodiscard]] const std::map<std::string, StoredTensor, std::less<>>& tensors() const { return tensors_; }
+
+  // A part of a tensor's bytes has been read: see MappedFile::drop.
+  void drop(Bytes part) const;
 
  private:
   std::vector<MappedFile> files_;

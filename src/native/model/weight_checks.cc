@@ -11,6 +11,8 @@
 namespace dyn::native {
 namespace {
 
+constexpr uint64_t kPieceBytes = 8u << 20;
+
 Error tensor_error(Code code, std::string_view name, const std::string& what) {
   return {code, fmt::format("tensor '{}': {}", name, what)};
 }
@@ -18,6 +20,19 @@ Error tensor_error(Code code, std::string_view name, const std::string& what) {
 // Tensors that say nothing new: a stored LM head of a tied model, rotary frequencies that old converters wrote.
 bool may_be_ignored(const ModelConfig& config, std::string_view name) {
   return (config.tie_embeddings && name == "lm_head.weight") || name.ends_with(".rotary_emb.inv_freq");
+}
+
+// Piece by piece, so that no more than two pieces are in memory.
+bool equal(const Checkpoint& checkpoint, Bytes a, Bytes b) {
+  while (!a.empty()) {
+    const size_t size = std::min<size_t>(a.size(), kPieceBytes);
+    if (std::memcmp(a.data(), b.data(), size) != 0) return false;
+    checkpoint.drop(a.first(size));
+    checkpoint.drop(b.first(size));
+    a = a.subspan(size);
+    b = b.subspan(size);
+  }
+  return true;
 }
 
 uint64_t mix(uint64_t x) {  // splitmix64's finaliser
@@ -84,7 +99,7 @@ Result<DataType> check_checkpoint(const ModelConfig& config, const Checkpoint& c
   if (config.tie_embeddings) {
     const StoredTensor* head = checkpoint.find("lm_head.weight");
     const StoredTensor* embedding = checkpoint.find("model.embed_tokens.weight");
-    if (head != nullptr && !std::ranges::equal(head->bytes, embedding->bytes)) {
+    if (head != nullptr && !equal(checkpoint, head->bytes, embedding->bytes)) {
       return tensor_error(Code::kInvalidArgument, head->name,
                           "differs from the embedding, but config.json says 'tie_word_embeddings': true");
     }

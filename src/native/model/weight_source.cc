@@ -81,6 +81,7 @@ void WeightSource::read_part(const WeightTarget& target, const WeightPart& part,
   } else {
     round_values(type, bytes.data(), count, reinterpret_cast<uint16_t*>(to));
   }
+  checkpoint_->drop(bytes);
 }
 
 }  // namespace dyn::native

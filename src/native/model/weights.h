@@ -1,8 +1,8 @@
 // Weights: all parameters of a model in host memory, fused as executors want them: q, k and v rows under each other,
 // gate and up rows under each other.
 //
-//   auto weights = load_weights(config, directory, LoadFormat::kSafetensors, [](uint64_t done, uint64_t total) { ...
-//   }); weights->layers[0].qkv.rows == config.qkv_size();
+//   auto weights = load_weights(config, directory, {.format = LoadFormat::kSafetensors, .threads = 8});
+//   weights->layers[0].qkv.rows == config.qkv_size();
 //
 // Types: matrices keep the type of the checkpoint (BF16, F16 or F32, all matrices the same one), bit for bit; executors
 // widen while they multiply. Vectors (norms, biases) become F32, which is exact for all three; where a model multiplies
@@ -13,8 +13,8 @@
 // With INT8 an expert router stays BF16. An embedding is packed where it is the LM head too, else row-major: rows are
 // all that is read of it. Every matrix starts at a multiple of 64 bytes.
 //
-// Ownership: Weights owns all memory and keeps no file open. Thread rules: immutable after loading; any thread may
-// read.
+// Ownership: Weights owns all memory; unless it is that of an engine folder, no file is kept. Thread rules: immutable
+// after loading; any thread may read.
 #pragma once
 
 #include <cstdint>
@@ -24,6 +24,7 @@
 #include <vector>
 
 #include "base/result.h"
+#include "native/model/host_arena.h"
 #include "native/model/matrix.h"
 #include "native/model/model_config.h"
 #include "native/model/safetensors.h"
@@ -59,36 +60,22 @@ struct LayerWeights {
   std::vector<ExpertWeights> experts;
 };
 
-// Zeroed, page-aligned memory that asks the kernel for huge pages; untouched parts cost nothing.
-class HostArena {
- public:
-  HostArena() = default;
-  static Result<HostArena> allocate(uint64_t bytes);
-  HostArena(HostArena&& other) noexcept;
-  HostArena& operator=(HostArena&& other) noexcept;
-  ~HostArena();
-  [[nodiscard]] std::byte* data() const { return data_; }
-  [[nodiscard]] uint64_t size() const { return size_; }
-
- private:
-  std::byte* data_ = nullptr;
-  uint64_t size_ = 0;
-};
-
 struct Weights {
   Matrix embedding;  // [vocab, hidden]
   std::vector<LayerWeights> layers;
   Vector final_norm = nullptr;  // [hidden]
   Matrix lm_head;               // [vocab, hidden]; the embedding itself when tied
 
-  HostArena memory;  // what everything above points into
+  HostArena memory;    // what everything above points into,
+  MappedFile mapping;  // or the file of an engine folder
 
   MatrixLayout layout = MatrixLayout::kRowMajor;  // of the matrices that are multiplied with
 
-  [[nodiscard]] uint64_t bytes() const { return memory.size(); }
+  [[nodiscard]] uint64_t bytes() const { return memory.size() + mapping.bytes().size(); }
 };
 
 enum class LoadFormat : uint8_t {
+  kAuto,  // what the directory holds; to load_weights the same as kSafetensors
   kSafetensors,
   kDummy,  // no files: repeatable random BF16 values, the same on every machine; for benchmarks and tests
 };
@@ -96,8 +83,24 @@ enum class LoadFormat : uint8_t {
 // Called now and then on the loading thread, at last with done == total.
 using LoadProgress = std::function<void(uint64_t bytes_done, uint64_t bytes_total)>;
 
-// `directory` is not read with kDummy. Missing, superfluous and mis-shaped tensors are errors that name the tensor.
-Result<Weights> load_weights(const ModelConfig& config, const std::string& directory, LoadFormat format,
-                             const LoadProgress& progress = {}, MatrixLayout layout = MatrixLayout::kRowMajor);
+// Where the time went.
+struct LoadTimes {
+  double map_s = 0;   // files opened, headers read and checked against the configuration
+  double pack_s = 0;  // memory filled
+};
+
+struct LoadWeightsOptions {
+  LoadFormat format = LoadFormat::kSafetensors;
+  MatrixLayout layout = MatrixLayout::kRowMajor;
+  unsigned threads = 1;  // that fill the memory, the caller included; placed as those of the executor
+  LoadProgress progress = {};
+  LoadTimes* times = nullptr;  // written if not null
+};
+
+// `directory` is not read with kDummy. Missing, superfluous and mis-shaped tensors are errors that name the tensor. The
+// values do not depend on the number of threads. Files are mapped, and their pages leave the process once they are
+// read: it never holds much more than the weights.
+Result<Weights> load_weights(const ModelConfig& config, const std::string& directory,
+                             const LoadWeightsOptions& options = {});
 
 }  // namespace dyn::native

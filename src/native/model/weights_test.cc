@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <fstream>
 #include <map>
 
 #include "base/test_support.h"
@@ -82,7 +83,7 @@ void write_checkpoint(const TempDir& dir, const Files& files) {
 Result<Weights> load(const ModelConfig& config, const Files& files, const LoadProgress& progress = {}) {
   const TempDir dir;
   write_checkpoint(dir, files);
-  return load_weights(config, dir.path(), LoadFormat::kSafetensors, progress);
+  return load_weights(config, dir.path(), {.progress = progress});
 }
 
 std::string refused(const ModelConfig& config, const Files& files) {
@@ -280,9 +281,9 @@ TEST(LoadWeights, PacksWhatIsMultipliedWith) {
   const TempDir dir;
   write_checkpoint(dir, files);
   for (const LoadFormat format : {LoadFormat::kSafetensors, LoadFormat::kDummy}) {
-    auto plain = load_weights(config, dir.path(), format);
-    auto packed = load_weights(config, dir.path(), format, {}, MatrixLayout::kPackedBf16);
-    auto int8 = load_weights(config, dir.path(), format, {}, MatrixLayout::kPackedInt8);
+    auto plain = load_weights(config, dir.path(), {.format = format});
+    auto packed = load_weights(config, dir.path(), {.format = format, .layout = MatrixLayout::kPackedBf16});
+    auto int8 = load_weights(config, dir.path(), {.format = format, .layout = MatrixLayout::kPackedInt8});
     ASSERT_TRUE(plain.ok() && packed.ok() && int8.ok());
     EXPECT_EQ(packed->layout, MatrixLayout::kPackedBf16);
     EXPECT_EQ(packed->layers[0].qkv.layout, MatrixLayout::kPackedBf16);
@@ -298,7 +299,7 @@ TEST(LoadWeights, PacksATiedEmbeddingOnce) {
   ModelConfig config = small();
   config.intermediate_size = 6;
   config.tie_embeddings = true;
-  auto weights = load_weights(config, "", LoadFormat::kDummy, {}, MatrixLayout::kPackedInt8);
+  auto weights = load_weights(config, "", {.format = LoadFormat::kDummy, .layout = MatrixLayout::kPackedInt8});
   ASSERT_TRUE(weights.ok()) << weights.error().message;
   EXPECT_EQ(weights->embedding.layout, MatrixLayout::kPackedInt8);
   EXPECT_EQ(weights->embedding.data, weights->lm_head.data);
@@ -306,13 +307,14 @@ TEST(LoadWeights, PacksATiedEmbeddingOnce) {
 
 TEST(LoadWeights, OtherTypesAndOddWidthsStayRowMajor) {
   ModelConfig config = small();  // intermediate_size 3
-  auto odd = load_weights(config, "", LoadFormat::kDummy, {}, MatrixLayout::kPackedBf16);
+  auto odd = load_weights(config, "", {.format = LoadFormat::kDummy, .layout = MatrixLayout::kPackedBf16});
   ASSERT_TRUE(odd.ok());
   EXPECT_EQ(odd->layout, MatrixLayout::kRowMajor);
   config.intermediate_size = 6;
   const TempDir dir;
   write_checkpoint(dir, complete(config, "F16"));
-  auto half = load_weights(config, dir.path(), LoadFormat::kSafetensors, {}, MatrixLayout::kPackedInt8);
+  auto half =
+      load_weights(config, dir.path(), {.format = LoadFormat::kSafetensors, .layout = MatrixLayout::kPackedInt8});
   ASSERT_TRUE(half.ok());
   EXPECT_EQ(half->layout, MatrixLayout::kRowMajor);
   EXPECT_EQ(half->layers[0].qkv.layout, MatrixLayout::kRowMajor);
@@ -322,8 +324,8 @@ TEST(LoadWeights, MakesRepeatableDummies) {
   ModelConfig config = small();
   config.vocab_size = 1000;
   config.hidden_size = 128;
-  auto a = load_weights(config, "/nowhere", LoadFormat::kDummy);
-  auto b = load_weights(config, "", LoadFormat::kDummy);
+  auto a = load_weights(config, "/nowhere", {.format = LoadFormat::kDummy});
+  auto b = load_weights(config, "", {.format = LoadFormat::kDummy});
   ASSERT_TRUE(a.ok() && b.ok());
   EXPECT_EQ(bytes_of(a->embedding), bytes_of(b->embedding));
   EXPECT_EQ(a->layers[0].qkv.type, DataType::kBf16);
@@ -334,6 +336,70 @@ TEST(LoadWeights, MakesRepeatableDummies) {
   for (size_t r = 0; r < config.vocab_size; ++r) rows.push_back(all.substr(r * 256, 256));
   std::ranges::sort(rows);
   EXPECT_EQ(std::ranges::adjacent_find(rows), rows.end()) << "two rows alike";
+}
+
+// A model with matrices of several pieces, so that threads share them.
+ModelConfig wide() {
+  ModelConfig config = small();
+  config.vocab_size = 40'000;
+  config.hidden_size = 512;
+  return config;
+}
+
+TEST(LoadWeights, ValuesDoNotDependOnTheNumberOfThreads) {
+  const ModelConfig config = wide();
+  Files files = complete(config);
+  for (auto& [name, stored] : files) {
+    for (size_t i = 0; i < stored.bytes.size(); ++i) stored.bytes[i] = static_cast<char>((i * 2'654'435'761U) >> 13);
+  }
+  const TempDir dir;
+  write_checkpoint(dir, files);
+  for (const LoadFormat format : {LoadFormat::kSafetensors, LoadFormat::kDummy}) {
+    uint64_t last = 0;
+    auto one = load_weights(config, dir.path(), {.format = format, .threads = 1});
+    auto three = load_weights(config, dir.path(),
+                              {.format = format, .threads = 3, .progress = [&](uint64_t done, uint64_t total) {
+                                 EXPECT_GE(done, last);
+                                 EXPECT_LE(done, total);
+                                 last = done;
+                               }});
+    ASSERT_TRUE(one.ok() && three.ok());
+    EXPECT_GT(last, uint64_t{config.vocab_size} * config.hidden_size * 2);
+    EXPECT_EQ(bytes_of(one->embedding), bytes_of(three->embedding));
+    EXPECT_EQ(bytes_of(one->layers[0].qkv), bytes_of(three->layers[0].qkv));
+    EXPECT_EQ(bytes_of(one->lm_head), bytes_of(three->lm_head));
+    if (format == LoadFormat::kSafetensors) {
+      EXPECT_EQ(bytes_of(three->lm_head), files["lm_head.weight"].bytes);
+    }
+  }
+}
+
+TEST(MappedFile, PagesThatWereDroppedAreNoMemoryOfThisProcess) {
+  constexpr size_t kSize = 16u << 20;
+  const TempDir dir;
+  dir.write("file", std::string(kSize, 'x'));
+  auto file = MappedFile::open(dir / "file");
+  ASSERT_TRUE(file.ok());
+  const auto resident = [&] {
+    std::ifstream smaps("/proc/self/smaps");
+    uint64_t kib = 0;
+    bool ours = false;
+    for (std::string line; std::getline(smaps, line);) {
+      if (line.find(dir / "file") != std::string::npos) ours = true;
+      if (ours && line.starts_with("Rss:")) {
+        kib = std::stoull(line.substr(4));
+        break;
+      }
+    }
+    return kib << 10;
+  };
+  EXPECT_EQ(std::ranges::count(file->bytes(), std::byte{'x'}), static_cast<ptrdiff_t>(kSize));
+  EXPECT_EQ(resident(), kSize);
+  file->drop(file->bytes().first(kSize / 2));
+  EXPECT_LE(resident(), kSize / 2);
+  file->drop(file->bytes().subspan(kSize / 2));
+  EXPECT_EQ(resident(), 0U);
+  EXPECT_EQ(file->bytes()[5], std::byte{'x'});
 }
 
 }  // namespace

@@ -22,17 +22,28 @@ struct Peak {
 
 // Highest value, lowest id of equals.
 Peak peak_of(std::span<const float> values) {
-  Peak peak;
-  bool bad = false;
-  for (size_t i = 0; i < values.size(); ++i) {
-    // Negated, so that NaN counts as bad.
-    bad |= !(values[i] < std::numeric_limits<float>::infinity());
-    if (values[i] > peak.value) {
-      peak.value = values[i];
-      peak.id = static_cast<TokenId>(i);
-    }
+  // Lanes of their own, so that the compiler may use vectors: the highest value first, then where it is.
+  constexpr size_t kLanes = 16;
+  float best[kLanes];
+  uint32_t bad[kLanes] = {};
+  std::fill_n(best, kLanes, kNothing);
+  const size_t whole = values.size() / kLanes * kLanes;
+  const auto look_at = [&](size_t lane, float value) {
+    bad[lane] |= value < std::numeric_limits<float>::infinity() ? 0U : 1U;  // NaN too
+    best[lane] = value > best[lane] ? value : best[lane];
+  };
+  for (size_t i = 0; i < whole; i += kLanes) {
+    for (size_t lane = 0; lane < kLanes; ++lane) look_at(lane, values[i + lane]);
   }
-  peak.finite = !bad && peak.value > kNothing;
+  for (size_t i = whole; i < values.size(); ++i) look_at(0, values[i]);
+  Peak peak;
+  bool any_bad = false;
+  for (size_t lane = 0; lane < kLanes; ++lane) {
+    any_bad |= bad[lane] != 0;
+    peak.value = std::max(peak.value, best[lane]);
+  }
+  peak.finite = !any_bad && peak.value > kNothing;
+  if (peak.finite) peak.id = static_cast<TokenId>(std::ranges::find(values, peak.value) - values.begin());
   return peak;
 }
 

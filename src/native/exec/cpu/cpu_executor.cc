@@ -9,8 +9,8 @@
 #include <utility>
 #include <vector>
 
-#include "base/threads.h"
 #include "native/exec/cpu/attention.h"
+#include "native/exec/cpu/cpu_topology.h"
 #include "native/exec/cpu/experts.h"
 #include "native/exec/cpu/fast/layers.h"
 #include "native/exec/cpu/kernels.h"
@@ -90,7 +90,7 @@ class CpuExecutor final : public Executor {
  public:
   // `fast`: of the fast path, null on the oracle's.
   CpuExecutor(ModelConfig config, Weights weights, const ExecutorLimits& limits, const Kernels& kernels,
-              const FastKernels* fast, unsigned threads)
+              const FastKernels* fast, const std::vector<ThreadPlace>& threads)
       : config_(std::move(config)),
         weights_(std::move(weights)),
         limits_(limits),
@@ -487,10 +487,10 @@ Result<std::unique_ptr<Executor>> make_cpu_executor(ModelConfig config, Weights 
   if (auto checked = check(config, limits, options); !checked) return checked.error();
   const Kernels* kernels = kernels_for(options.isa);
   if (kernels == nullptr) return unsupported("this machine lacks the instruction set that was asked for");
-  const unsigned threads = options.threads != 0 ? options.threads : usable_cpus();
   const FastKernels* fast = nullptr;
   if (path_of(weights.layout) == CpuPath::kFast) fast = fast_kernels_for(options.isa);
-  auto executor = std::make_unique<CpuExecutor>(std::move(config), std::move(weights), limits, *kernels, fast, threads);
+  auto executor = std::make_unique<CpuExecutor>(std::move(config), std::move(weights), limits, *kernels, fast,
+                                                place_threads(options.threads));
   if (auto done = executor->allocate(); !done) return done.error();
   return std::unique_ptr<Executor>(std::move(executor));
 }

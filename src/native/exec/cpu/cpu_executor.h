@@ -41,7 +41,7 @@ namespace dyn::native {
 enum class CpuIsa : uint8_t { kBest, kPortable, kAvx2, kAvx512, kAvx512Bf16 };  // the last: with VBMI
 
 struct CpuOptions {
-  unsigned threads = 0;        // 0: usable_cpus()
+  unsigned threads = 0;        // 0: one a core, see cpu_topology.h
   CpuIsa isa = CpuIsa::kBest;  // others for tests and comparison; an error when this machine lacks it
 };
 

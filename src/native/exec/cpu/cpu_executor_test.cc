@@ -28,7 +28,7 @@ ModelConfig small() {
 }
 
 std::unique_ptr<Executor> make(const ExecutorLimits& limits, unsigned threads, ModelConfig config = small()) {
-  auto weights = load_weights(config, "", LoadFormat::kDummy);
+  auto weights = load_weights(config, "", {.format = LoadFormat::kDummy});
   EXPECT_TRUE(weights.ok());
   auto executor = make_cpu_executor(std::move(config), std::move(*weights), limits, {.threads = threads});
   EXPECT_TRUE(executor.ok()) << executor.error().message;
@@ -220,7 +220,7 @@ class CpuExecutorNotFinite : public testing::TestWithParam<bool> {};
 
 TEST_P(CpuExecutorNotFinite, IsReportedForItsRowAlone) {
   const ModelConfig config = GetParam() ? small_mixture() : small();
-  auto weights = load_weights(config, "", LoadFormat::kDummy);
+  auto weights = load_weights(config, "", {.format = LoadFormat::kDummy});
   ASSERT_TRUE(weights.ok());
   // One row of the embedding is NaN.
   auto* row = const_cast<std::byte*>(weights->embedding.data) + 50 * weights->embedding.row_bytes();

@@ -88,7 +88,7 @@ std::unique_ptr<Executor> open_model(const std::string& name, const ExecutorLimi
   if (!directory) return fail(directory.error());
   auto config = load_model_config(*directory);
   if (!config) return fail(config.error());
-  auto weights = load_weights(*config, *directory, LoadFormat::kSafetensors, {}, layout);
+  auto weights = load_weights(*config, *directory, {.format = LoadFormat::kSafetensors, .layout = layout});
   if (!weights) return fail(weights.error());
   auto executor = make_cpu_executor(*config, std::move(*weights), limits, options);
   if (!executor) return fail(executor.error());

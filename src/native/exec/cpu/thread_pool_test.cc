@@ -72,5 +72,48 @@ TEST(ThreadPool, ManyItems) {
   EXPECT_EQ(seen, std::vector<uint8_t>(kItems, 1));
 }
 
+// Three workers on two nodes. Each item holds its worker until every worker has one, so that nobody can help others.
+TEST(ThreadPool, WorkersTakeTheItemsOfTheirNodeFirst) {
+  ThreadPool pool(std::vector<ThreadPlace>{{.node = 0}, {.node = 0}, {.node = 1}});
+  EXPECT_EQ(pool.nodes(), 2U);
+  EXPECT_EQ(pool.share_of(0, 30).end, 20U);
+  EXPECT_EQ(pool.share_of(20, 30).node, 1U);
+  EXPECT_EQ(pool.share_of(29, 30).end, 30U);
+  for (int round = 0; round < 50; ++round) {
+    std::vector<unsigned> worker_of(3, 9);
+    std::atomic<int> holding{0};
+    pool.run(3, [&](uint32_t i, unsigned worker) {
+      worker_of[i] = worker;
+      ++holding;
+      while (holding < 3) std::this_thread::yield();
+    });
+    EXPECT_LT(worker_of[0], 2U);
+    EXPECT_LT(worker_of[1], 2U);
+    EXPECT_EQ(worker_of[2], 2U);
+  }
+}
+
+TEST(ThreadPool, HelpsTheOtherNodeAtTheEnd) {
+  ThreadPool pool(std::vector<ThreadPlace>{{.node = 0}, {.node = 1}});
+  std::vector<std::vector<uint32_t>> seen{{0, 0, 0}, {0}, {}};
+  // Only the caller's node has items: two of them are in work at once, so the other one's worker has helped.
+  std::atomic<int> together{0};
+  pool.run_on_nodes(std::vector<uint32_t>{2, 0}, [&](unsigned node, uint32_t index, unsigned) {
+    EXPECT_EQ(node, 0U);
+    ++seen[node][index];
+    ++together;
+    while (together < 2) std::this_thread::yield();
+  });
+  pool.run_on_nodes(std::vector<uint32_t>{1, 1}, [&](unsigned node, uint32_t index, unsigned) { ++seen[node][index]; });
+  EXPECT_EQ(seen, (std::vector<std::vector<uint32_t>>{{2, 1, 0}, {1}, {}}));
+  std::vector<uint32_t> counts(1000);
+  for (uint32_t count : {0U, 1U, 2U, 3U, 1000U}) {
+    pool.run(count, [&](uint32_t i, unsigned) { ++counts[i]; });
+  }
+  EXPECT_EQ(counts[0], 4U);
+  EXPECT_EQ(counts[2], 2U);
+  EXPECT_EQ(counts[999], 1U);
+}
+
 }  // namespace
 }  // namespace dyn::native

@@ -214,7 +214,7 @@ TEST_F(CudaHost, WeightsAreThoseOfTheCpu) {
   auto uploaded = upload_weights(gpu, config, "", LoadFormat::kDummy,
                                  [&](uint64_t done, uint64_t total) { told = done == total ? total : told; });
   ASSERT_TRUE(uploaded.ok()) << uploaded.error().message;
-  auto weights = load_weights(config, "", LoadFormat::kDummy);
+  auto weights = load_weights(config, "", {.format = LoadFormat::kDummy});
   ASSERT_TRUE(weights.ok());
   EXPECT_GT(told, 0U);
   EXPECT_EQ(uploaded->bytes, fake->arena.size());

@@ -142,7 +142,7 @@ std::unique_ptr<Executor> make_cuda(const ModelConfig& config, const ExecutorLim
 }
 
 std::unique_ptr<Executor> make_cpu(const ModelConfig& config) {
-  auto weights = load_weights(config, "", LoadFormat::kDummy);
+  auto weights = load_weights(config, "", {.format = LoadFormat::kDummy});
   EXPECT_TRUE(weights.ok());
   auto executor = make_cpu_executor(config, std::move(*weights), kLimits, {});
   EXPECT_TRUE(executor.ok());

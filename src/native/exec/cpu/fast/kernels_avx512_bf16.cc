@@ -59,6 +59,11 @@ struct Bf16Arithmetic {
     lines[0] = reinterpret_cast<Line>(_mm512_unpacklo_epi8(low, with_sign));
     lines[1] = reinterpret_cast<Line>(_mm512_unpackhi_epi8(low, with_sign));
   }
+  static void widen_two(const int8_t* at, uint16_t* to) {
+    Line lines[2];
+    load_two(at, lines);
+    __builtin_memcpy(to, lines, sizeof lines);
+  }
   static Pair pair(const X* x) {
     int32_t both = 0;
     __builtin_memcpy(&both, x, sizeof both);

@@ -65,6 +65,15 @@ struct FmaArithmetic {
       }
     }
   }
+  // Two lines as BF16, which holds bytes exactly.
+  static void widen_two(const int8_t* at, uint16_t* to) {
+    for (uint32_t i = 0; i < 2 * kLineValues; ++i) {
+      const float value = at[i];
+      uint32_t bits = 0;
+      __builtin_memcpy(&bits, &value, sizeof bits);
+      to[i] = static_cast<uint16_t>(bits >> 16);
+    }
+  }
   static Pair pair(const X* x) { return {V::set(x[0]), V::set(x[1])}; }
   static void multiply_add(Sum& sum, const Line& line, const Pair& x) {
     for (uint32_t i = 0; i < kVectors; ++i) {
@@ -94,6 +103,9 @@ struct FastImpl {
   static constexpr uint32_t kWidth = V::kWidth;
   static constexpr uint32_t kVectors = kPanelRows / kWidth;
   static constexpr uint32_t kPrefetchLines = 24;
+  // INT8 is widened again for every tile, so high tiles of it are not worth their code.
+  static constexpr uint32_t kInt8Rows = A::kRows < 4 ? A::kRows : 4;
+  static constexpr uint32_t kFewRows = 16;
 
   // --- the tile: kR rows of x times kN panels, `pairs` pairs of columns
 
@@ -259,8 +271,7 @@ struct FastImpl {
   // All rows of x against panels [begin, end), in tiles of nearly equal height.
   template <class Stored>
   static void linear_group(const Product& p, uint32_t begin, uint32_t end) {
-    // INT8 is widened again for every tile, so high tiles of it are not worth their code.
-    constexpr uint32_t kMost = sizeof(Stored) == 1 && A::kRows > 4 ? 4 : A::kRows;
+    constexpr uint32_t kMost = sizeof(Stored) == 1 ? kInt8Rows : A::kRows;
     const uint32_t m = p.args.m;
     for (uint32_t i = 0; i < m;) {
       const uint32_t tiles = (m - i + kMost - 1) / kMost;
@@ -275,39 +286,33 @@ struct FastImpl {
     const bool int8 = weights.layout == MatrixLayout::kPackedInt8;
     Product p{
         .args = args, .panels = weights.panel(begin), .first = begin, .scales = int8 ? weights.scales() : nullptr};
-    if (args.m <= A::kRows) {  // one tile high: each panel is read once anyway
+    // Widened again and again in registers, or once in memory.
+    const bool widen_once = int8 && args.widened != nullptr && args.m > kFewRows;
+    if (args.m <= (int8 ? kInt8Rows : A::kRows)) {  // one tile high: each panel is read once anyway
       int8 ? linear_group<int8_t>(p, begin, end) : linear_group<uint16_t>(p, begin, end);
       return;
     }
-    float* y = args.y;
     for (uint32_t panel = begin; panel < end; panel += A::kPanels) {
       const uint32_t last = end - panel < A::kPanels ? end : panel + A::kPanels;
       LinearArgs part = args;
-      part.y = y + (panel - begin) * kPanelRows;
+      part.y += (panel - begin) * kPanelRows;
       Product group{.args = part, .panels = weights.panel(panel), .first = panel, .scales = p.scales};
-      if (int8 && args.widened != nullptr) {
+      if (widen_once) {
         for (uint32_t i = panel; i < last; ++i) {
           widen_panel(weights, i, args.widened + size_t{i - panel} * kPanelRows * weights.cols);
         }
         group.panels = reinterpret_cast<const std::byte*>(args.widened);
-        linear_group<uint16_t>(group, panel, last);
-      } else if (int8) {
-        linear_group<int8_t>(group, panel, last);
-      } else {
-        linear_group<uint16_t>(group, panel, last);
       }
+      int8 && !widen_once ? linear_group<int8_t>(group, panel, last) : linear_group<uint16_t>(group, panel, last);
     }
   }
 
   // The bytes of a panel as BF16, which holds them exactly; without scales.
   static void widen_panel(const Matrix& weights, uint32_t panel, uint16_t* to) {
     const auto* from = reinterpret_cast<const int8_t*>(weights.panel(panel));
-    const uint32_t values = kPanelRows * weights.cols;
-    for (uint32_t i = 0; i < values; ++i) {
-      const float value = from[i];
-      uint32_t bits = 0;
-      __builtin_memcpy(&bits, &value, sizeof bits);
-      to[i] = static_cast<uint16_t>(bits >> 16);
+    for (const int8_t* end = from + size_t{kPanelRows} * weights.cols; from < end;
+         from += 2 * kLineValues, to += 2 * kLineValues) {
+      A::widen_two(from, to);
     }
   }
 
