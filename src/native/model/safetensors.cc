@@ -183,7 +183,8 @@ Result<std::vector<StoredTensor>> parse_safetensors(Bytes file, const Safetensor
 }
 
 Result<std::set<std::string>> parse_safetensors_index(std::string_view text) {
-  if (text.empty()) return invalid_argument("empty");  // the parser wants an address
+  // The parser wants an address.
+  if (text.empty()) return invalid_argument("empty: not a JSON object with 'weight_map'");
   dom::parser parser;
   if (auto error = parser.allocate(text.size(), kMaxHeaderDepth)) return invalid_argument(error_message(error));
   dom::object map;
