@@ -94,7 +94,8 @@ def sanitizer_environment() -> dict[str, str]:
     symbolizer = f"/usr/bin/llvm-symbolizer-{os.environ.get('DYN_LLVM_VERSION', '19')}"
     return {"ASAN_OPTIONS": f"detect_stack_use_after_return=1:quarantine_size_mb=8:external_symbolizer_path={symbolizer}",
             "UBSAN_OPTIONS": f"print_stacktrace=1:external_symbolizer_path={symbolizer}",
-            "TSAN_OPTIONS": f"halt_on_error=0:second_deadlock_stack=1:external_symbolizer_path={symbolizer}"}
+            "TSAN_OPTIONS": f"halt_on_error=0:second_deadlock_stack=1:external_symbolizer_path={symbolizer}:"
+                            f"suppressions={ROOT / 'tests/tsan.supp'}"}
 
 
 def ctest(log: Log, preset: str, rooms: tuple[str, ...] | None = None) -> Count:

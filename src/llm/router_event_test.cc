@@ -4,6 +4,8 @@
 
 #include <string>
 
+#include "base/test_hex.h"
+
 // The expected bytes follow the official publishers of Dynamo 1.0 and 1.5.
 namespace dyn::llm {
 namespace {
@@ -14,13 +16,7 @@ constexpr uint64_t kHash = 14643705804678351452U;
 std::string hex(const RouterEvent& event, RouterEventForm form) {
   Buffer out;
   encode_router_event(out, event, form);
-  std::string text;
-  for (const std::byte byte : out.view()) {
-    constexpr char kDigits[] = "0123456789abcdef";
-    text += kDigits[static_cast<uint8_t>(byte) >> 4];
-    text += kDigits[static_cast<uint8_t>(byte) & 15];
-  }
-  return text;
+  return dyn::hex(out.view());
 }
 
 TEST(RouterEvent, StoredInBothForms) {

@@ -4,19 +4,15 @@
 
 #include <string>
 
+#include "base/test_hex.h"
+
 namespace dyn::worker {
 namespace {
 
 std::string hex(uint64_t used_blocks, llm::RouterEventForm form) {
   Buffer out;
   encode_active_load(out, 7587890459949987073, used_blocks, form);
-  std::string text;
-  for (const std::byte byte : out.view()) {
-    constexpr char kDigits[] = "0123456789abcdef";
-    text += kDigits[static_cast<uint8_t>(byte) >> 4];
-    text += kDigits[static_cast<uint8_t>(byte) & 15];
-  }
-  return text;
+  return dyn::hex(out.view());
 }
 
 // The expected bytes follow the official publishers of Dynamo 1.0 and 1.5.
