@@ -5,6 +5,7 @@
 #include <map>
 #include <random>
 
+#include "base/test_sanitized.h"
 #include "engine/engine_contract.h"
 #include "native/loop/native_stepper.h"
 #include "native/testing/fake_executor.h"
@@ -29,16 +30,7 @@ struct StormCase {
   bool copy_tails = true;
 };
 
-#if defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-#define DYN_SANITIZED 1
-#endif
-#endif
-#ifdef DYN_SANITIZED
-constexpr engine::RequestId kRequests = 600;
-#else
-constexpr engine::RequestId kRequests = 3000;
-#endif
+constexpr engine::RequestId kRequests = kSanitized ? 600 : 3000;
 
 // Aborts and stops, prompts with common prefixes, some in chunks, some with log-probabilities of the prompt, several
 // choices; preemptions, evictions, steps planned ahead. The executor checks every page and position.

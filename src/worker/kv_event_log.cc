@@ -28,7 +28,7 @@ void KvEventLog::apply(const llm::KvEvent& event, std::vector<RouterEvent>& out)
   } else if (const auto* removed = std::get_if<llm::KvBlocksRemoved>(&event)) {
     apply_removed(*removed, out);
   } else {
-    clear(out);
+    lose(out);
   }
 }
 
@@ -70,13 +70,9 @@ void KvEventLog::apply_removed(const llm::KvBlocksRemoved& removed, std::vector<
   if (!known.blocks.empty()) emit(std::move(known), out);
 }
 
-void KvEventLog::clear(std::vector<RouterEvent>& out) {
+void KvEventLog::lose(std::vector<RouterEvent>& out) {
   blocks_.clear();
   emit(llm::KvCleared{}, out);
-}
-
-void KvEventLog::lose(std::vector<RouterEvent>& out) {
-  clear(out);
 }
 
 KvTreeDump KvEventLog::dump() const {

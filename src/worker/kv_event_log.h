@@ -64,7 +64,7 @@ class KvEventLog {
 
   // Appends to `out` what is to be published.
   void apply(const llm::KvEvent& event, std::vector<llm::RouterEvent>& out);
-  // Events were lost on their way here.
+  // Events were lost on their way here: routers forget everything.
   void lose(std::vector<llm::RouterEvent>& out);
 
   // Events `start` to `end`, or the whole state when they are no longer here or `start` is not given.
@@ -78,7 +78,6 @@ class KvEventLog {
  private:
   void apply_stored(const llm::KvBlocksStored& stored, std::vector<llm::RouterEvent>& out);
   void apply_removed(const llm::KvBlocksRemoved& removed, std::vector<llm::RouterEvent>& out);
-  void clear(std::vector<llm::RouterEvent>& out);
   template <class Data>
   void emit(Data data, std::vector<llm::RouterEvent>& out);
   [[nodiscard]] KvTreeDump dump() const;

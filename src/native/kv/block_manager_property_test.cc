@@ -6,6 +6,7 @@
 #include <set>
 #include <unordered_set>
 
+#include "base/test_sanitized.h"
 #include "native/kv/block_manager.h"
 
 namespace dyn::native {
@@ -47,16 +48,7 @@ class RouterIndex {
   std::map<BlockHash, int> children_;
 };
 
-#if defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-#define DYN_SANITIZED 1
-#endif
-#endif
-#ifdef DYN_SANITIZED
-constexpr int kOperations = 20'000;
-#else
-constexpr int kOperations = 150'000;
-#endif
+constexpr int kOperations = kSanitized ? 20'000 : 150'000;
 
 // More than 10^6 random operations, all cases together, against a model that knows what is in every page: of each
 // position the name of the text up to it. Copies are made when an executor would make them: those taken at a step

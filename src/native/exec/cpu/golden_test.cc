@@ -8,6 +8,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "base/test_sanitized.h"
 #include "native/exec/cpu/cpu_executor.h"
 #include "native/exec/cpu/fast/kernels.h"
 #include "native/exec/step_driver.h"
@@ -16,17 +17,6 @@
 
 namespace dyn::native {
 namespace {
-
-#if defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer)
-#define DYN_SANITIZED 1
-#endif
-#endif
-#ifdef DYN_SANITIZED
-constexpr bool kSanitized = true;
-#else
-constexpr bool kSanitized = false;
-#endif
 
 constexpr size_t kTop = 5;
 
